@@ -62,17 +62,9 @@ static int chunk_buffer(Chunk *self, Py_buffer *view, int flags)
 
 static Py_ssize_t chunk_length(Chunk *self) { return (Py_ssize_t)msg_size(&self->message); }
 
-static PyObject *chunk_get_buffer(PyObject *self, void *Py_UNUSED(closure)) { return PyMemoryView_FromObject(self); }
-
-static PyGetSetDef chunk_attributes[] = {
-    {"buffer", chunk_get_buffer, NULL, "A writable view of its bytes, as pyzmq's frames have it.", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-
 static PyType_Slot chunk_slots[] = {
     {Py_tp_doc, "A large frame, in the memory into which libzmq received it."},
     {Py_tp_dealloc, chunk_dealloc},
-    {Py_tp_getset, chunk_attributes},
     {Py_sq_length, chunk_length},
     {Py_bf_getbuffer, chunk_buffer},
     {0, NULL},
@@ -100,40 +92,23 @@ static int handle_of(PyObject *socket, void **handle)
 }
 
 /* Receives a frame. Returns 0, libzmq's error number, or -1 with an exception set if a signal handler raised. */
-static int receive_frame(message_t *frame, void *handle, int flags)
+static int receive_frame(message_t *frame, void *handle)
 {
-    for (;;) {
-        int got;
-        if (flags & DONTWAIT) {
-            got = msg_recv(frame, handle, flags);
-        } else {
-            Py_BEGIN_ALLOW_THREADS
-            got = msg_recv(frame, handle, flags);
-            Py_END_ALLOW_THREADS
-        }
-        if (got >= 0)
-            return 0;
+    while (msg_recv(frame, handle, DONTWAIT) < 0) {
         int error = last_error();
         if (error != EINTR)
             return error;
         if (PyErr_CheckSignals() < 0)
             return -1;
     }
+    return 0;
 }
 
 /* Sends a frame and closes it, whatever happens. Returns what receive_frame returns. */
 static int send_frame(message_t *frame, void *handle, int flags)
 {
     for (;;) {
-        int sent;
-        if (flags & DONTWAIT) {
-            sent = msg_send(frame, handle, flags);
-        } else {
-            Py_BEGIN_ALLOW_THREADS
-            sent = msg_send(frame, handle, flags);
-            Py_END_ALLOW_THREADS
-        }
-        int error = sent >= 0 ? 0 : last_error();
+        int error = msg_send(frame, handle, flags) >= 0 ? 0 : last_error();
         if (error == EINTR) {
             if (PyErr_CheckSignals() == 0)
                 continue;
@@ -172,18 +147,17 @@ static PyObject *object_of(message_t *frame, Py_ssize_t bulky)
 
 static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "receive(socket, limit, bulky, flags)");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "receive(socket, limit, bulky)");
         return NULL;
     }
     Py_ssize_t limit = PyLong_AsSsize_t(arguments[1]), bulky = PyLong_AsSsize_t(arguments[2]);
-    int flags = (int)PyLong_AsLong(arguments[3]);
     void *handle;
     if (PyErr_Occurred() || handle_of(arguments[0], &handle) < 0)
         return NULL;
     message_t frame;
     msg_init(&frame);
-    int error = receive_frame(&frame, handle, flags);
+    int error = receive_frame(&frame, handle);
     PyObject *list = error ? NULL : PyList_New(0);
     if (list == NULL) {
         msg_close(&frame);
@@ -261,7 +235,7 @@ static int make_frame(message_t *frame, PyObject *item)
 
 /* Sends a message. All frames are made before the first is sent, so that an object of which no frame can be made leaves
    the socket as it was. Returns as the Python function `send` does. */
-static PyObject *send_all(void *handle, PyObject **objects, Py_ssize_t count, Py_ssize_t bulky, int flags)
+static PyObject *send_all(void *handle, PyObject **objects, Py_ssize_t count, Py_ssize_t bulky)
 {
     if (count == 0) /* pyzmq raises */
         return PyLong_FromLong(NOT_SENT_HERE);
@@ -278,7 +252,7 @@ static PyObject *send_all(void *handle, PyObject **objects, Py_ssize_t count, Py
         made += outcome == 0;
     }
     while (sent < count && outcome == 0) {
-        outcome = send_frame(&frames[sent], handle, sent + 1 < count ? flags | SNDMORE : flags);
+        outcome = send_frame(&frames[sent], handle, sent + 1 < count ? DONTWAIT | SNDMORE : DONTWAIT);
         sent++;
     }
     while (sent < made)
@@ -290,19 +264,18 @@ static PyObject *send_all(void *handle, PyObject **objects, Py_ssize_t count, Py
 
 static PyObject *send(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "send(socket, message, bulky, flags)");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "send(socket, message, bulky)");
         return NULL;
     }
     Py_ssize_t bulky = PyLong_AsSsize_t(arguments[2]);
-    int flags = (int)PyLong_AsLong(arguments[3]);
     void *handle;
     if (PyErr_Occurred() || handle_of(arguments[0], &handle) < 0)
         return NULL;
     PyObject *message = PySequence_Fast(arguments[1], "a message is a list or tuple of frames");
     if (message == NULL)
         return NULL;
-    PyObject *outcome = send_all(handle, PySequence_Fast_ITEMS(message), PySequence_Fast_GET_SIZE(message), bulky, flags);
+    PyObject *outcome = send_all(handle, PySequence_Fast_ITEMS(message), PySequence_Fast_GET_SIZE(message), bulky);
     Py_DECREF(message);
     return outcome;
 }
@@ -326,9 +299,9 @@ static PyObject *events(PyObject *Py_UNUSED(module), PyObject *socket)
 
 static PyMethodDef functions[] = {
     {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL,
-     "receive(socket, limit, bulky, flags): the next message, or libzmq's error number."},
+     "receive(socket, limit, bulky): the next message, or libzmq's error number."},
     {"send", (PyCFunction)(void (*)(void))send, METH_FASTCALL,
-     "send(socket, message, bulky, flags): 0, libzmq's error number, or -2 for a message that pyzmq has to send."},
+     "send(socket, message, bulky): 0, libzmq's error number, or -2 for a message that pyzmq has to send."},
     {"events", events, METH_O, "events(socket): ZMQ_EVENTS, or libzmq's error number, negative."},
     {NULL, NULL, 0, NULL},
 };

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from multitower.worker_wire import RESULT
 
@@ -17,12 +17,15 @@ _RESULT_HEAD: Final = struct.Struct("<cQIQQQI")
 # Joined: u32 rows, one an entry; u32 rows, one a header; u32 bytes, one a header; the headers.
 
 
-class Timing(NamedTuple):
+class Timing:
     """Nanoseconds of a batch in its worker: for assembling inputs, for computing, and for slicing outputs."""
 
-    assemble_ns: int
-    compute_ns: int
-    slice_ns: int
+    __slots__ = ("assemble_ns", "compute_ns", "slice_ns")
+
+    def __init__(self, assemble_ns: int, compute_ns: int, slice_ns: int) -> None:
+        self.assemble_ns = assemble_ns
+        self.compute_ns = compute_ns
+        self.slice_ns = slice_ns
 
 
 def result(batch_id: int, answers: Sequence[list[Any] | bytes], timing: Timing) -> list[Any]:
@@ -35,7 +38,7 @@ def result(batch_id: int, answers: Sequence[list[Any] | bytes], timing: Timing) 
         timing: how long it took.
     """
     counts = [0 if isinstance(answer, bytes) else len(answer) for answer in answers]
-    head = _RESULT_HEAD.pack(RESULT, batch_id, len(answers), *timing, 0)
+    head = _RESULT_HEAD.pack(RESULT, batch_id, len(answers), timing.assemble_ns, timing.compute_ns, timing.slice_ns, 0)
     message: list[Any] = [head + struct.pack(f"<{len(counts)}I", *counts)]
     for answer in answers:
         if isinstance(answer, bytes):
@@ -58,17 +61,22 @@ def joined_result(
         timing: how long it took.
     """
     sizes = [len(header) for header in headers.values()]
-    head = _RESULT_HEAD.pack(RESULT, batch_id, len(rows), *timing, len(headers))
+    head = _RESULT_HEAD.pack(
+        RESULT, batch_id, len(rows), timing.assemble_ns, timing.compute_ns, timing.slice_ns, len(headers)
+    )
     layout = struct.pack(f"<{len(rows)}I{len(headers)}I{len(headers)}I", *rows, *headers, *sizes)
     return [b"".join((head, layout, *headers.values())), *outputs]
 
 
-class Result(NamedTuple):
+class Result:
     """A RESULT as the router reads it: for each entry a reply header and the outputs, or the header of an error."""
 
-    batch_id: int
-    answers: list[list[Any] | bytes]
-    timing: Timing
+    __slots__ = ("answers", "batch_id", "timing")
+
+    def __init__(self, batch_id: int, answers: list[list[Any] | bytes], timing: Timing) -> None:
+        self.batch_id = batch_id
+        self.answers = answers
+        self.timing = timing
 
 
 def read_result(message: Sequence[Any]) -> Result:
@@ -110,8 +118,8 @@ def _split_outputs(headers: dict[int, bytes], rows: Sequence[int], outputs: Sequ
     total = sum(rows)
     answers: list[list[Any] | bytes] = [[headers[count]] for count in rows]
     for frame in outputs:
-        # A large frame is a buffer of libzmq; its slices are copied when they are sent.
-        data = frame if type(frame) is bytes else frame.buffer
+        # A large frame has memory of its own; its slices are copied when they are sent.
+        data = frame if type(frame) is bytes else memoryview(frame)
         width, rest = divmod(len(data), total)
         if rest:
             raise ValueError(f"an output of {len(data)} bytes for {total} rows")

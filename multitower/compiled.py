@@ -24,17 +24,20 @@ EXCEPTIONS: Final = (
 
 MODULES: Final = (
     "multitower.batch_results",
+    "multitower.buffers",
     "multitower.frames",
+    "multitower.message_stream",
     "multitower.supervisor.loop.reactor",
     "multitower.worker.batch",
+    "multitower.worker.bound_socket",
     "multitower.worker.executor",
     "multitower.worker.formats.handler",
     "multitower.worker.inbox",
     "multitower.worker.model_caller",
     "multitower.worker.replies",
     "multitower.worker.service",
-    "multitower.worker.shared_memory.buffers",
     "multitower.worker_wire",
+    "multitower.zmtp",
 )
 """Modules beside them."""
 

@@ -1,7 +1,7 @@
-"""Sends and receives ZeroMQ messages: small frames as `bytes`, large ones without a copy.
+"""Sends and receives messages of libzmq's sockets: small frames as `bytes`, large ones without a copy.
 
-The daemon, the workers and the clients use it. A compiled installation has a C module (`_frames.c`) that handles a
-whole message per call; otherwise pyzmq does so frame by frame.
+The daemon's front sockets and the clients over tcp use it; `message_stream.py` does without libzmq. A compiled
+installation has a C module (`_frames.c`) that handles a whole message per call; otherwise pyzmq does so frame by frame.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ _send_frame = zmq.backend.Socket.send
 
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _LAST = int(zmq.NOBLOCK)
-_SNDMORE = int(zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
 _EAGAIN = int(zmq.EAGAIN)
 _UNLIMITED: Final = 1 << 30
@@ -43,22 +42,19 @@ def readable(socket: zmq.Socket[bytes]) -> bool:
     return isinstance(events, int) and bool(events & _POLLIN)
 
 
-def receive(
-    socket: zmq.Socket[bytes], limit: int | None = None, *, wait: bool = False, routed: bool = False
-) -> list[Any] | None:
+def receive(socket: zmq.Socket[bytes], limit: int | None = None, *, routed: bool = False) -> list[Any] | None:
     """The next message, or None when none has arrived.
 
     Args:
         socket: the socket to read from.
         limit: how many frames to keep at most; further frames of the message are read and dropped.
-        wait: whether to wait for a message, up to the socket's receive time-out if one is set.
         routed: whether the socket is a ROUTER, whose messages begin with a small frame that is never the last.
 
     Returns:
         The frames: those under `BULKY_BYTES` as `bytes`, others as `zmq.Frame`.
     """
     if _native is not None:
-        found = _native.receive(socket, _UNLIMITED if limit is None else limit, BULKY_BYTES, 0 if wait else _LAST)
+        found = _native.receive(socket, _UNLIMITED if limit is None else limit, BULKY_BYTES)
         if isinstance(found, list):
             return found
         if found == _EAGAIN:
@@ -69,7 +65,7 @@ def receive(
         if routed:
             # A copy takes a quarter of the time of a frame object, whose `more` is not needed here.
             message.append(socket.recv(_LAST))
-        frame = socket.recv(0 if wait else _LAST, False)
+        frame = socket.recv(_LAST, False)
     except zmq.Again:
         return None
     # A message arrives as a whole. `more` takes less time than the socket's option.
@@ -81,20 +77,19 @@ def receive(
         frame = socket.recv(_LAST, False)
 
 
-def send(socket: zmq.Socket[bytes], message: Sequence[Any], *, wait: bool = False) -> None:
-    """Sends a message.
+def send(socket: zmq.Socket[bytes], message: Sequence[Any]) -> None:
+    """Sends a message, without waiting.
 
     Args:
         socket: the socket to send from.
         message: one frame or more: `bytes` or other objects with the buffer protocol, contiguous in memory.
-        wait: whether to wait while the peer's queue is full.
 
     Raises:
         zmq.ZMQError: EAGAIN when the peer's queue is full, EHOSTUNREACH when a ROUTER has no such peer.
         TypeError, ValueError, BufferError: an object cannot be sent; nothing of the message has been sent.
     """
     if _native is not None:
-        outcome = _native.send(socket, message, BULKY_BYTES, 0 if wait else _LAST)
+        outcome = _native.send(socket, message, BULKY_BYTES)
         if outcome == 0:
             return
         if outcome != _NOT_SUPPORTED:
@@ -103,11 +98,10 @@ def send(socket: zmq.Socket[bytes], message: Sequence[Any], *, wait: bool = Fals
         # Before the first frame is sent: half a message would be taken for the beginning of the next one.
         if type(frame) is not bytes and not memoryview(frame).contiguous:
             raise BufferError("a frame must be contiguous in memory")
-    more, last = (_SNDMORE, 0) if wait else (_MORE, _LAST)
     for frame in message[:-1]:
-        _send_frame(socket, frame, more, len(frame) < BULKY_BYTES)
+        _send_frame(socket, frame, _MORE, len(frame) < BULKY_BYTES)
     frame = message[-1]
-    _send_frame(socket, frame, last, len(frame) < BULKY_BYTES)
+    _send_frame(socket, frame, _LAST, len(frame) < BULKY_BYTES)
 
 
 def _fail(number: int) -> NoReturn:

@@ -27,11 +27,20 @@ def handler_files(folder: str, handler: str) -> list[str]:
     Returns:
         Paths relative to the folder, in alphabetical order; none for a handler that is installed elsewhere.
     """
+    try:
+        present: frozenset[str] | None = frozenset(os.listdir(folder))
+    except OSError:
+        present = None  # it may still be possible to open files in it
     found: set[str] = set()
     modules = [handler.partition(":")[0].partition(".")[0]]
     known = set(modules)
     while modules:
-        for name in _files_of_module(folder, modules.pop()):
+        module = modules.pop()
+        # Most names are those of installed modules. Looking for each of their possible files would cost far more than
+        # the list of what is in the folder.
+        if present is not None and present.isdisjoint((module, *(module + suffix for suffix in _SUFFIXES))):
+            continue
+        for name in _files_of_module(folder, module):
             if name in found:
                 continue
             found.add(name)

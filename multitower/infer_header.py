@@ -10,6 +10,7 @@ from typing import Any
 
 from multitower import tensors, wire
 from multitower.errors import Reason, make
+from multitower.trace_context import read_parameters
 
 
 def parse_infer_header(data: bytes) -> wire.InferHeader:
@@ -48,6 +49,7 @@ def parse_infer_header(data: bytes) -> wire.InferHeader:
         areas=areas,
         signature=signature,
         version_label=label,
+        trace=read_parameters(parameters),
     )
 
 

@@ -232,6 +232,7 @@ class TensorReport:
         shape: its shape, in which -1 is a dimension of any size; None where the rank is unknown.
         optional: of an input: whether a request may leave it out, since the model has a default for it.
         batched_without: of an optional input: whether requests that leave it out may share batches.
+        signature_key: of an input of a SavedModel: its key in the SignatureDef where that is not its name; else "".
     """
 
     name: str
@@ -239,6 +240,7 @@ class TensorReport:
     shape: tuple[int, ...] | None
     optional: bool = False
     batched_without: bool = True
+    signature_key: str = ""
 
     @property
     def has_rows(self) -> bool:
@@ -306,14 +308,15 @@ class ModelReport:
         name: as configured.
         version: the number of the version folder, "1" where there are none.
         platform: see `format_registry`.
-        state: `ready` or `failed`.
+        state: `ready` or `failed`; the supervisor also writes `loading`, where another worker of the slot loads it.
         cause: why it failed, for people.
         needs_gpu: whether it failed because an operation has a kernel for GPUs only, and the worker has no GPU.
         fingerprint: of the files that were loaded, or that were found instead of those of the specification.
         same_content: whether their contents were compared with those of the specification, and are equal.
         files_changed: whether it failed because its files are not those of the specification, or changed while they
             were loaded.
-        passing: whether that may pass by itself: its files were missing or could not be read.
+        temporary: whether that may pass by itself: its files were missing or could not be read.
+        out_of_memory: whether it failed because memory was exhausted, on the host or on a device.
         inputs: its inputs; None where a handler declares none, and accepts any.
         outputs: its outputs; None where a handler declares none.
         max_batch_size: the largest number of rows in a batch; 0 where it runs unbatched.
@@ -323,6 +326,7 @@ class ModelReport:
         pad_variable_length_inputs: as configured.
         signature: the name of the default signature, which this report describes; "" where the model has none.
         signatures: its other signatures.
+        signature_defs: all signatures of a SavedModel: a serialized SignatureDefMap in base64; "" where there is none.
         towers: its replicas, where the worker made towers of it.
         load_s: seconds that loading it took.
         warmup_s: seconds that warming it up took.
@@ -340,7 +344,8 @@ class ModelReport:
     fingerprint: str = ""
     same_content: bool = False
     files_changed: bool = False
-    passing: bool = False
+    temporary: bool = False
+    out_of_memory: bool = False
     inputs: tuple[TensorReport, ...] | None = None
     outputs: tuple[TensorReport, ...] | None = None
     max_batch_size: int = 0
@@ -349,6 +354,7 @@ class ModelReport:
     pad_variable_length_inputs: bool = False
     signature: str = ""
     signatures: tuple[SignatureReport, ...] = ()
+    signature_defs: str = ""
     towers: tuple[TowerReport, ...] = ()
     load_s: float = 0.0
     warmup_s: float = 0.0

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
 from multitower.errors import Reason, make
+from multitower.trace_context import TraceContext
 
 VERSION: Final = "MT1"
 
@@ -31,6 +32,7 @@ MODEL_METADATA: Final = b"MT1:model_metadata"
 MODEL_CONFIG: Final = b"MT1:model_config"
 STATISTICS: Final = b"MT1:statistics"
 STATUS: Final = b"MT1:status"
+METRICS: Final = b"MT1:metrics"
 CANCEL: Final = b"MT1:cancel"
 KINDS: Final = frozenset(
     (
@@ -43,6 +45,7 @@ KINDS: Final = frozenset(
         MODEL_CONFIG,
         STATISTICS,
         STATUS,
+        METRICS,
         CANCEL,
     )
 )
@@ -52,6 +55,7 @@ RELOAD: Final = b"MT1:reload"
 RESTART: Final = b"MT1:restart"
 LOAD: Final = b"MT1:load"
 UNLOAD: Final = b"MT1:unload"
+RECORD: Final = b"MT1:record"  # its reply has frames, as one to `infer`
 
 # Kinds of reply.
 OK: Final = b"MT1:ok"
@@ -65,10 +69,18 @@ MAX_KIND_BYTES: Final = 64
 MAX_RANK: Final = 64
 MAX_INPUTS: Final = 8192
 MAX_DIMENSION: Final = 2**63 - 1
+MAX_RECORDED: Final = 1000  # requests of one `record`: a warm-up file of TensorFlow Serving has no more
 DEFAULT_MAX_MESSAGE_SIZE: Final = 64 << 20
 DEFAULT_TIMEOUT_S: Final = 30.0
 DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5555"
 ENDPOINT_VARIABLE: Final = "MULTITOWER_ENDPOINT"
+
+# The header of `MT1:metrics`, and its formats.
+FORMAT: Final = "format"
+PROMETHEUS: Final = "prometheus"
+OPENMETRICS: Final = "openmetrics"
+CONTENT_TYPE: Final = "content_type"
+METRICS_FORMATS: Final = (PROMETHEUS, OPENMETRICS)
 
 # Parameters of the infer header.
 TIMEOUT: Final = "timeout"  # microseconds, a positive integer
@@ -124,6 +136,7 @@ class InferHeader:
         areas: where outputs may be written, by name.
         signature: the model's signature; "" for its default one.
         version_label: a label of the version, instead of its number; or "".
+        trace: that the request belongs to; None if it names none, or an invalid one.
     """
 
     model_name: str
@@ -135,6 +148,7 @@ class InferHeader:
     areas: Mapping[str, Area] = field(default_factory=dict)
     signature: str = ""
     version_label: str = ""
+    trace: TraceContext | None = None
 
 
 def dump_json(value: Any) -> bytes:

@@ -70,7 +70,11 @@ def decode(line: bytes) -> WorkerRecord | None:
         return None
     if not isinstance(record, dict):
         return None
-    text, level, fields = record.get("text"), record.get("level"), record.get("fields")
+    return checked_record(record.get("text"), record.get("level"), record.get("fields"))
+
+
+def checked_record(text: object, level: object, fields: object) -> WorkerRecord | None:
+    """A record of what a process wrote, cut to what a record may hold; None if it is none. See `decode`."""
     if not (text is None or isinstance(text, str)) or not isinstance(fields, dict):
         return None
     if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= logging.CRITICAL:

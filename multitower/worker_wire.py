@@ -170,14 +170,17 @@ def batch_head(batch_id: int, key_id: int, rows: Sequence[int], *, joined: bool,
     return struct.pack(f"<cQQ??I{len(rows)}I", BATCH, batch_id, key_id, described, joined, len(rows), *rows)
 
 
-class BatchHead(NamedTuple):
+class BatchHead:
     """The arguments of `batch_head`."""
 
-    batch_id: int
-    key_id: int
-    described: bool
-    joined: bool
-    rows: tuple[int, ...]
+    __slots__ = ("batch_id", "described", "joined", "key_id", "rows")
+
+    def __init__(self, batch_id: int, key_id: int, described: bool, joined: bool, rows: tuple[int, ...]) -> None:
+        self.batch_id = batch_id
+        self.key_id = key_id
+        self.described = described
+        self.joined = joined
+        self.rows = rows
 
 
 def read_batch_head(head: bytes) -> BatchHead:

@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from multitower.exit_codes import Exit
@@ -28,6 +28,9 @@ from multitower.exit_codes import Exit
 from .config.config import Config
 from .config.source import may_pass
 from .config.values import ANSWER_S
+from .gateway.listeners import GatewayListeners
+from .gateway.program import ProgramError, check_program
+from .gateway.supervision import Gateway
 from .lifecycle import Lifecycle, LifecycleState, StopRequest
 from .loop.background import BackgroundJobs
 from .loop.containment import Chore, ErrorLog, EventSources
@@ -40,13 +43,19 @@ from .machine.devices import DeviceError
 from .machine.pidfds import pidfd_error
 from .machine.process_limits import ProcessLimits
 from .machine.resources import Sampler
-from .operations.arrivals import Arrivals
+from .observability.loop_lag import LoopLag
+from .observability.metrics import Metrics
+from .observability.recording import Recorder
+from .observability.request_log import RequestLog
+from .observability.snapshot import SnapshotReader
+from .observability.tracing import Tracing, why_impossible
 from .operations.connection_limits import ConnectionLimits, accept_within, apply_descriptor_limit
 from .operations.content_hashing import ContentBaseline, ContentHasher
 from .operations.control import ControlSocket
 from .operations.model_orders import ModelOrders
 from .operations.order_queue import OrderContext, OrderQueue, ReadConfig
 from .operations.orders import Orders
+from .operations.presence_watch import PresenceWatch
 from .operations.queries import Queries
 from .operations.readiness import Readiness
 from .operations.service_manager import Announcer, ServiceManager
@@ -74,10 +83,16 @@ FORCED_LINGER_MS: Final = 200
 MEASURE_S: Final = 0.25
 """Seconds from one update of what is measured, and of regions that can be closed, to the next."""
 
+TRACING_S: Final = 1.0
+"""Seconds in which changed settings of tracing apply."""
+
+FLUSH_SPANS_S: Final = 2.0
+"""Seconds that sending the last spans may take at the end."""
+
 HASH_S: Final = 5.0
 """Seconds from one look for models whose contents are to be hashed to the next."""
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StartError(Exception):
@@ -103,14 +118,17 @@ class Daemon:
             may block.
         strict: whether all that is configured must be there at once; otherwise the daemon serves what is there, and
             waits for the rest.
+        ready_lines: lines to log once, when every model is ready and the gateway accepts connections.
 
     Raises:
         StartError: the configuration uses devices in an impossible way, another process holds an endpoint or the
-            runtime folder, these cannot be used, or the system lacks pidfds; if `strict`, also something that is
-            missing.
+            runtime folder, these cannot be used, the gateway's program is missing or has another version, or the system
+            lacks pidfds; if `strict`, also something that is missing.
     """
 
-    def __init__(self, config: Config, read_config: ReadConfig, *, strict: bool = False) -> None:
+    def __init__(
+        self, config: Config, read_config: ReadConfig, *, strict: bool = False, ready_lines: Sequence[str] = ()
+    ) -> None:
         started = time.monotonic()
         self._lifecycle = Lifecycle()
         with contextlib.ExitStack() as stack:
@@ -124,6 +142,9 @@ class Daemon:
                     f"this system cannot watch processes ({unwatchable}); multitower needs Linux 5.3 or newer, and a "
                     "sandbox or seccomp profile that allows it",
                 )
+            untraceable = why_impossible(config.tracing)
+            if untraceable is not None:
+                raise StartError(Exit.UNAVAILABLE, f"{config.path}: {untraceable}")
             with _start_errors(config, strict=strict):
                 settings = build_settings(config, self._claims, strict=strict, answer_s=ANSWER_S)
                 plan = apply_descriptor_limit(settings)
@@ -137,8 +158,14 @@ class Daemon:
                     config.peer_timeout,
                     connections,
                     None if strict else self._background,
+                    for_gateway=config.gateway is not None,
                 )
-            stack.callback(self._close_endpoints)
+                stack.callback(self._close_endpoints)
+                if config.gateway is not None:
+                    program = check_program(config.gateway.program)
+                    background = None if strict else self._background
+                    listeners = GatewayListeners(self._endpoints.context, config.gateway, background)
+                    stack.callback(listeners.close)
             sampler = stack.enter_context(contextlib.closing(Sampler(ProcessLimits())))
             self._reactor = stack.enter_context(contextlib.closing(Reactor()))
             self._errors = ErrorLog(log)
@@ -151,10 +178,10 @@ class Daemon:
                 dispatch=settings.dispatch,
                 unread=unread,
             )
+            self._tracing = Tracing(self._settings, self._router.observers)
+            stack.callback(self._close_tracing)
             watcher = ProcessWatcher(self._reactor, self._router)
-            launcher = Launcher(
-                self._endpoints.context, self._endpoints.runtime, watcher, import_path=[str(config.folder)]
-            )
+            launcher = Launcher(self._endpoints.runtime, watcher, import_path=[str(config.folder)])
             stack.callback(launcher.close)
             self._launcher = launcher
             self._capacity = Capacity(sampler)
@@ -167,21 +194,40 @@ class Daemon:
                 capacity=self._capacity,
             )
             self._scheduler = self._router.scheduler
+            self._gateway: Gateway | None = None
+            if config.gateway is not None:
+                self._gateway = Gateway(
+                    program,
+                    self._settings,
+                    listeners,
+                    self._endpoints,
+                    launcher,
+                    self._reactor,
+                    self._manager.history,
+                    self._errors,
+                )
+                stack.callback(self._gateway.close)
             self._connection_limits = ConnectionLimits(self._settings, self._endpoints, self._router, plan)
-            self._set_up_operations(sampler, read_config, started)
+            self._set_up_operations(sampler, read_config, started, ready_lines)
+            self._request_log = RequestLog(self._router, self._settings)
+            stack.callback(self._request_log.close)
             self._resources = stack.pop_all()
         self._router.set_labels(settings.labels)
         for spec in settings.unloaded:
             self._router.close_model(spec.name)
         settings.warn_about_missing_versions()
 
-    def _set_up_operations(self, sampler: Sampler, read_config: ReadConfig, started: float) -> None:
+    def _set_up_operations(
+        self, sampler: Sampler, read_config: ReadConfig, started: float, ready_lines: Sequence[str]
+    ) -> None:
         """Sets up what operators, service managers and queries get from the daemon."""
         max_message_size = self._settings.current.config.max_message_size
         readiness = Readiness(
             self._lifecycle, self._manager, self._router, self._settings, lambda: self._endpoints.problems
         )
-        self._announcer = Announcer(self._lifecycle, readiness, self._service_manager, started)
+        self._announcer = Announcer(
+            self._lifecycle, readiness, self._service_manager, started, self._gateway, ready_lines
+        )
         hasher = ContentHasher()
         self._content_baseline = ContentBaseline(self._settings, self._manager, self._background, hasher)
         self._order_queue = OrderQueue(self._lifecycle)
@@ -197,10 +243,10 @@ class Daemon:
             claims=self._claims,
             hasher=hasher,
         )
-        self._orders = Orders(context)
+        self._orders = Orders(context, self._gateway)
         model_orders = ModelOrders(context)
         self._version_watch = VersionWatch(context, readiness, model_orders)
-        self._arrivals = Arrivals(context)
+        self._presence_watch = PresenceWatch(context)
         status = StatusReporter(
             lifecycle=self._lifecycle,
             readiness=readiness,
@@ -212,10 +258,27 @@ class Daemon:
             started=started,
             sampler=sampler,
             endpoints=self._endpoints,
+            gateway=self._gateway,
+            tracing=self._tracing,
         )
         queries = Queries(readiness, status, self._router, self._settings, max_message_size)
-        self._control = ControlSocket(self._endpoints.control, queries, self._orders, model_orders)
-        self._router.open(self._endpoints.fronts, queries.answer)
+        self._loop_lag = LoopLag()
+        snapshots = SnapshotReader(
+            router=self._router,
+            manager=self._manager,
+            settings=self._settings,
+            loop_lag=self._loop_lag,
+            sampler=sampler,
+            endpoints=self._endpoints,
+            gateway=self._gateway,
+            tracing=self._tracing,
+        )
+        metrics = Metrics(snapshots, self._background)
+        self._recorder = Recorder(self._router)
+        self._control = ControlSocket(
+            self._endpoints.control, queries, self._orders, model_orders, metrics, self._recorder
+        )
+        self._router.open(self._endpoints.fronts, queries.answer, metrics.answer)
 
     def run(self) -> int:
         """Serves until a signal ends it.
@@ -252,6 +315,8 @@ class Daemon:
         self._sources.add("handling outcomes of background jobs", self._background.descriptor, self._on_background_jobs)
         for front in self._endpoints.fronts:
             self._watch_front(front)
+        if self._endpoints.gateway is not None:
+            self._watch_front(self._endpoints.gateway)
         self._endpoints.on_bound = self._on_bound
         for connections in (self._endpoints.connections, self._endpoints.control_connections):
             self._sources.add("accepting connections", connections.descriptor, connections.accept)
@@ -280,6 +345,7 @@ class Daemon:
                 chore.run(now)
             code = self._exit_code(now)
             if code is not None:
+                self._recorder.end_all()
                 self._manager.kill_all()
                 self._manager.reap_all()
                 return code
@@ -288,12 +354,15 @@ class Daemon:
             wake = min(chore.next_wake(now) for chore in (workers, *others))
             # The hot path: requests, answers and what follows from them are handled in there.
             now = self._reactor.run(wake, self._router.flush, self._scheduler.next_wake)
+            self._loop_lag.add(now - wake)
 
     def _make_chores(self) -> list[Chore]:
         errors = self._errors
         orders = self._order_queue
         announcer, watch, service_manager = self._announcer, self._version_watch, self._service_manager
+        gateway, recorder = self._gateway, self._recorder
         return [
+            *([Chore.every(KEEP_S, "managing the gateway", gateway.tick, errors)] if gateway is not None else []),
             Chore("announcing the state", announcer.tick, lambda _: announcer.due, errors),
             Chore.every(MEASURE_S, "measuring workers", lambda _: self._capacity.measure(self._manager.slots), errors),
             Chore.every(MEASURE_S, "closing regions", self._router.tick, errors),
@@ -301,10 +370,15 @@ class Daemon:
             Chore.every(KEEP_S, "keeping folders", lambda _: self._launcher.keep_temporary_folders(), errors),
             Chore.every(MEASURE_S, "ending orphans", lambda _: self._launcher.tick(), errors),
             Chore.every(MEASURE_S, "counting connections", self._connection_limits.tick, errors),
+            Chore.every(TRACING_S, "tracing requests", self._tracing.tick, errors),
             Chore.every(HASH_S, "hashing model files", self._content_baseline.tick, errors),
             Chore("watching model versions", watch.tick, lambda _: watch.due, errors),
             Chore("ending orders that cannot read files", orders.tick, lambda _: orders.due, errors),
-            Chore("waiting for models and devices", self._arrivals.tick, lambda _: self._arrivals.due, errors),
+            Chore(
+                "waiting for models and devices", self._presence_watch.tick, lambda _: self._presence_watch.due, errors
+            ),
+            Chore.every(MEASURE_S, "configuring the request log", self._request_log.tick, errors),
+            Chore("ending recordings", recorder.tick, lambda _: recorder.due, errors),
             Chore("waiting for endpoints", self._endpoints.retry, lambda _: self._endpoints.retry_at, errors),
             Chore("feeding the watchdog", service_manager.watchdog, lambda _: service_manager.next_wake(), errors),
             Chore("draining", self._advance_drain, lambda _: self._lifecycle.drain_by, errors),
@@ -319,6 +393,8 @@ class Daemon:
             try:
                 if number == signal.SIGHUP:
                     self._orders.reload(lambda _: None)
+                elif number == signal.SIGUSR1:
+                    self._request_log.reopen()
                 else:
                     self._request_stop(number, time.monotonic())
             except Exception as error:  # noqa: BLE001  it is logged
@@ -329,7 +405,11 @@ class Daemon:
         if request is StopRequest.DRAIN:
             outstanding = self._scheduler.outstanding
             event(log, logging.INFO, "draining", signal=number.name, outstanding=outstanding)
-            self._router.start_draining()
+            # What the gateway has accepted is still served; it accepts nothing new, and ends.
+            self._router.start_draining(self._endpoints.gateway)
+            if self._gateway is not None:
+                self._gateway.drain(now)
+            self._recorder.end_all()
             self._announcer.drain_began()
         elif request is StopRequest.REPEATED:
             event(log, logging.INFO, "already draining", signal=number.name)
@@ -352,8 +432,9 @@ class Daemon:
             return
         drain_by = self._lifecycle.drain_by
         late = drain_by is not None and now >= drain_by
-        if self._scheduler.busy and not late:
+        if not late and (self._scheduler.busy or not self._gateway_ended):
             return
+        self._router.start_draining()
         if late:
             outstanding = self._scheduler.outstanding
             event(log, logging.WARNING, "drain_timeout is over", outstanding=outstanding)
@@ -365,6 +446,11 @@ class Daemon:
         self._manager.stop(now)
         self._lifecycle.end_drain()
 
+    @property
+    def _gateway_ended(self) -> bool:
+        """Whether no gateway process is left that may still send requests or pass on answers."""
+        return self._gateway is None or self._gateway.ended
+
     def _exit_code(self, now: float) -> Exit | None:
         """Returns the exit code when the daemon must end now."""
         if self._lifecycle.forced:
@@ -374,7 +460,8 @@ class Daemon:
             return Exit.SECOND_SIGNAL
         try:
             if self._lifecycle.state is LifecycleState.STOPPING:
-                return Exit.OK if next(self._manager.processes(), None) is None else None
+                workers_ended = next(self._manager.processes(), None) is None
+                return Exit.OK if workers_ended and self._gateway_ended else None
             if self._lifecycle.running and self._settings.current.config.exit_when_failed and self._manager.unavailable:
                 after = "the daemon exits with code 69, because exit_when_failed is set"
                 event(log, logging.ERROR, "every slot has failed", next=after)
@@ -382,6 +469,9 @@ class Daemon:
         except Exception as error:  # noqa: BLE001  it is logged
             self._errors.add("deciding whether to end", error)
         return None
+
+    def _close_tracing(self) -> None:
+        self._tracing.close(0.0 if self._lifecycle.forced else FLUSH_SPANS_S)
 
     def _close_endpoints(self) -> None:
         if self._lifecycle.state is LifecycleState.STARTING:
@@ -419,6 +509,8 @@ def _start_errors(config: Config, *, strict: bool) -> Iterator[None]:
         raise StartError(Exit.TEMPORARY, str(error)) from None
     except DeviceError as error:
         raise StartError(Exit.CONFIG, f"{config.path}: {error}") from None
+    except ProgramError as error:
+        raise StartError(Exit.UNAVAILABLE, f"{error}; {error.advice}, or remove `gateway` from {config.path}") from None
     except OSError as error:
         temporary = not strict and (isinstance(error, NotBindableYetError) or may_pass(error))
         raise StartError(Exit.TEMPORARY if temporary else Exit.CONFIG, str(error)) from None

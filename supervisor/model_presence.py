@@ -1,7 +1,7 @@
 """Which of the configured models and devices are on this machine now, and why others are not. It may block.
 
 What is not there yet may come: a mount, a model that is still being copied, a driver that is still loading. The daemon
-serves what is there, and waits for the rest (`operations/arrivals.py`).
+serves what is there, and waits for the rest (`operations/presence_watch.py`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def present_devices(config: Config, discovery: Discovery) -> tuple[tuple[Group, 
     try:
         return resolve(config.devices, discovery), config, None
     except MissingDevicesError as error:
-        waiting = Waiting(DEVICES, DEVICES, " ".join(error.problems))
+        remedy = [error.context] if config.devices == "all" else []
+        waiting = Waiting(DEVICES, DEVICES, " ".join([*error.problems, *remedy]))
         missing: Collection[int | str] = error.entries
     if config.devices == "all" or not isinstance(config.devices, tuple):
         return (), config, waiting

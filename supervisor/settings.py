@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from multitower.spec import ModelSpec
 
 from .config.config import Config, ModelConfig
 from .config.version_folders import chosen_versions
-from .loop.bounded_call import call_within
+from .loop.bounded_call import call_all_within
 from .loop.log import event
 from .machine.core_claims import CoreClaims
 from .machine.cores import format_core_list
@@ -311,10 +312,8 @@ def build_settings(
     waiting = [missing] if missing is not None else []
     placed = {name for placement in placements for name in placement.models}
     specs: list[tuple[bool, ModelSpec]] = []
-    for model in config.models:
-        if only is not None and model.name not in only:
-            continue
-        found = _find_versions(model, config.folder, answer_s)
+    models = [model for model in config.models if only is None or model.name in only]
+    for model, found in zip(models, _find_all_versions(models, config.folder, answer_s), strict=True):
         lacking = None
         if missing is not None and model.name not in placed and not isinstance(found, str):
             lacking = without_devices(model.name, missing)
@@ -343,6 +342,7 @@ def build_settings(
             ),
             load_s={model.name: model.load_timeout or config.load_timeout for model in config.models},
             start_s=config.load_timeout,
+            slow_load_s=config.slow_load or math.inf,
             spares=config.spares if placements else 0,  # they need the environment of a slot
             heartbeat_s=config.heartbeat,
             spare_environment=spare_environment(placements) if placements else {},
@@ -393,19 +393,37 @@ def _spec_of(model: ModelConfig, folder: Path) -> ModelSpec:
     return replace(model.to_spec(), module_folder=str(folder) if model.handler is not None else None)
 
 
-def _find_versions(model: ModelConfig, folder: Path, answer_s: float | None = None) -> list[ModelSpec] | str:
+def _find_all_versions(
+    models: Sequence[ModelConfig], folder: Path, answer_s: float | None
+) -> list[list[ModelSpec] | str]:
+    """Returns for each model what `_find_versions` does, or that its file system does not answer.
+
+    Args:
+        models: the models.
+        folder: of their configuration.
+        answer_s: seconds that file systems get to answer, all at the same time; None for no limit.
+    """
+    if answer_s is None:
+        return [_find_versions(model, folder) for model in models]
+    found: list[list[ModelSpec] | str] = []
+    outcomes = call_all_within(answer_s, [partial(_find_versions, model, folder) for model in models])
+    for model, outcome in zip(models, outcomes, strict=True):
+        if isinstance(outcome, TimeoutError):
+            found.append(f"{model.path} cannot be read: its file system gave {outcome}")
+        elif isinstance(outcome, Exception):
+            raise outcome
+        else:
+            found.append(outcome)
+    return found
+
+
+def _find_versions(model: ModelConfig, folder: Path) -> list[ModelSpec] | str:
     """Returns what `_version_specs` does, or why the files of the model cannot be loaded now, for people.
 
     Args:
         model: the model.
         folder: of its configuration.
-        answer_s: seconds that its file system gets to answer; None for no limit.
     """
-    if answer_s is not None:
-        try:
-            return call_within(answer_s, partial(_find_versions, model, folder))
-        except TimeoutError as error:
-            return f"{model.path} cannot be read: its file system gave {error}"
     cause = why_absent(model, folder)
     if cause is not None:
         return cause

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,7 +22,7 @@ MAX_PADDING: Final = 8
 """Such an input may be this many times as large as its content."""
 
 
-class Entry(NamedTuple):
+class Entry:
     """One request of a batch.
 
     Attributes:
@@ -32,10 +32,13 @@ class Entry(NamedTuple):
         start: its first row in `source`; None where all of `source` belongs to it.
     """
 
-    number: int
-    rows: int
-    source: Arrays
-    start: int | None = None
+    __slots__ = ("number", "rows", "source", "start")
+
+    def __init__(self, number: int, rows: int, source: Arrays, start: int | None = None) -> None:
+        self.number = number
+        self.rows = rows
+        self.source = source
+        self.start = start
 
     @property
     def arrays(self) -> Arrays:
@@ -43,7 +46,7 @@ class Entry(NamedTuple):
         return self.source if self.start is None else slice_rows(self.source, self.start, self.rows)
 
 
-class PreparedBatch(NamedTuple):
+class PreparedBatch:
     """A batch that can be run.
 
     Attributes:
@@ -57,13 +60,25 @@ class PreparedBatch(NamedTuple):
         assemble_ns: nanoseconds that preparing it took.
     """
 
-    key: KeySpec
-    rows: Sequence[int]
-    answers: list[Answer | None]
-    joined: Arrays | None
-    entries: list[Entry]
-    model_inputs: Arrays | None
-    assemble_ns: int
+    __slots__ = ("answers", "assemble_ns", "entries", "joined", "key", "model_inputs", "rows")
+
+    def __init__(
+        self,
+        key: KeySpec,
+        rows: Sequence[int],
+        answers: list[Answer | None],
+        joined: Arrays | None,
+        entries: list[Entry],
+        model_inputs: Arrays | None,
+        assemble_ns: int,
+    ) -> None:
+        self.key = key
+        self.rows = rows
+        self.answers = answers
+        self.joined = joined
+        self.entries = entries
+        self.model_inputs = model_inputs
+        self.assemble_ns = assemble_ns
 
 
 def split_entries(joined: Arrays, rows: Sequence[int]) -> list[Entry]:

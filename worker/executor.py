@@ -159,7 +159,8 @@ class Executor:
         Returns:
             An answer for each entry, and where the time went.
         """
-        key, rows, answers, joined, entries, model_inputs, assemble_ns = prepared
+        key, rows, answers, joined = prepared.key, prepared.rows, prepared.answers, prepared.joined
+        entries, model_inputs = prepared.entries, prepared.model_inputs
         self._slice_ns = 0
         current.model = self._model_key
         at_once = joined is not None and not self._unbatched and (len(rows) == 1 or self._is_proven(key))
@@ -174,7 +175,7 @@ class Executor:
         )
         if comparing:
             at_once = False
-        self._caller.start_batch(assemble_ns, last_call=at_once or (len(rows) == 1 and not comparing))
+        self._caller.start_batch(prepared.assemble_ns, last_call=at_once or (len(rows) == 1 and not comparing))
         if joined is not None and at_once:
             shared = self._run_whole(key, rows, joined, answers, model_inputs)
             if shared is not None:

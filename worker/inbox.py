@@ -6,9 +6,7 @@ TensorFlow or wherever else Python's lock is released, it receives and prepares 
 in the thread that loaded them, since what a handler holds may belong to that thread.
 
 One thread receives at any time: the second one from `set_prefetching(True)` until it has put `_PARKED` behind the last
-batch that it took. Only in that time do both use the socket, under a lock. The second thread does not wait inside
-libzmq but for the socket's descriptor. The descriptor becomes readable when something arrives, not while something
-waits, and sending may reset it. So the thread that sends looks for messages, and wakes the second thread.
+batch that it took. The first one sends at any time.
 """
 
 from __future__ import annotations
@@ -16,29 +14,41 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, Final, Generic, TypeVar
-
-import zmq
-
-from multitower import frames
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 Job = TypeVar("Job")
 
-IDLE_MS: Final = 2500
+IDLE_S: Final = 2.5
 
 _PARKED: Final = object()
 """Behind the last batch that the second thread took: the first one receives again."""
+
+
+class Channel(Protocol):
+    """Where messages come from and go to: the worker's socket, or for a tower the thread that reads it."""
+
+    def set_wait(self, seconds: float) -> None:
+        """Limits how long `receive` waits; 0 for no limit."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when `receive` should be called."""
+
+    def receive(self, *, wait: bool = False) -> list[Any] | None:
+        """The next message; None when none has arrived, or none within the limit."""
+
+    def send(self, message: Sequence[Any]) -> None:
+        """Sends a message."""
 
 
 class Inbox(Generic[Job]):
     """Receives messages and prepares them; a context manager. Its methods are for the thread that runs the batches.
 
     Args:
-        socket: the worker's end of the connection.
+        channel: where messages come from and answers go to.
         open_message: makes a job of a message, or None of STOP. It runs in either thread, never in both at once.
-        on_idle: is called every `IDLE_MS` while nothing arrives, by the thread that receives.
+        on_idle: is called every `IDLE_S` while nothing arrives, by the thread that receives.
 
     Attributes:
         prefetching: whether the second thread receives.
@@ -46,20 +56,18 @@ class Inbox(Generic[Job]):
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
+        channel: Channel,
         open_message: Callable[[list[Any]], Job | None],
         on_idle: Callable[[], None],
     ) -> None:
         self.prefetching = False
         self._on_idle = on_idle
-        socket.set(zmq.RCVTIMEO, IDLE_MS)
-        self._socket = socket
+        channel.set_wait(IDLE_S)
+        self._channel = channel
         self._open_message = open_message
-        self._socket_lock = threading.Lock()
         self._jobs: SimpleQueue[Any] = SimpleQueue()
         self._start = threading.Semaphore(0)
         self._parking = self._closing = False
-        self._descriptor = socket.fileno()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._second: threading.Thread | None = None
 
@@ -76,7 +84,7 @@ class Inbox(Generic[Job]):
             if job is not _PARKED:
                 return job
             self.prefetching = False
-        while (message := frames.receive(self._socket, wait=True)) is None:
+        while (message := self._channel.receive(wait=True)) is None:
             self._on_idle()
         return self._open_message(message)
 
@@ -94,20 +102,13 @@ class Inbox(Generic[Job]):
 
     def send(self, message: list[Any]) -> None:
         """Sends an answer or a report."""
-        if not self.prefetching:
-            frames.send(self._socket, message, wait=True)
-            return
-        with self._socket_lock:
-            frames.send(self._socket, message, wait=True)
-            unread = frames.readable(self._socket)
-        if unread:
-            os.eventfd_write(self._wake, 1)
+        self._channel.send(message)
 
     def __enter__(self) -> Inbox[Job]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The caller closes the socket next, so the second thread must have ended.
+        # The caller closes the channel next, so the second thread must have ended.
         if self._second is not None:
             self._closing = self._parking = True
             os.eventfd_write(self._wake, 1)
@@ -118,7 +119,7 @@ class Inbox(Generic[Job]):
     def _run(self) -> None:
         """The second thread."""
         poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
+        poll.register(self._channel.fileno(), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         while True:
             self._start.acquire()
@@ -135,10 +136,9 @@ class Inbox(Generic[Job]):
 
     def _take_one(self, poll: select.poll) -> bool:
         """Queues the next job, or waits for one; False after STOP. Keeps no reference to the job."""
-        with self._socket_lock:
-            message = frames.receive(self._socket)
+        message = self._channel.receive()
         if message is None:
-            ready = dict(poll.poll(IDLE_MS))
+            ready = dict(poll.poll(int(IDLE_S * 1000)))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             elif not ready:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from .formats.model import Model
 from .heartbeat import CallCounter, LoadSteps
 from .loaded_content import FilesChangedError, LoadedContent
 from .memory_use import MemoryMeter
-from .model_errors import LoadError, load_cause, log_traceback, may_pass
+from .model_errors import LoadError, is_out_of_memory, load_cause, log_traceback, may_pass
 from .optional_inputs import BatchedModel, row_defaults
 from .protocol_limits import check_limits
 from .records import announce
@@ -152,7 +153,8 @@ def _failed_report(spec: ModelSpec, content: LoadedContent | Exception | None, e
         state="failed",
         cause=load_cause(error),
         needs_gpu=needs_gpu,
-        passing=may_pass(error, spec.path),
+        temporary=may_pass(error, spec.path),
+        out_of_memory=is_out_of_memory(error),
     )
     if type(error) is FilesChangedError:
         return replace(failed, files_changed=True, fingerprint=error.fingerprint)
@@ -212,6 +214,7 @@ def _load_model(
         pad_variable_length_inputs=spec.pad_variable_length_inputs,
         signature=model.signature,
         signatures=signatures,
+        signature_defs=base64.b64encode(model.signature_definitions).decode(),
         towers=tuple(model.tower for model in models if model.tower is not None),
         load_s=loaded - started,
         warmup_s=time.monotonic() - loaded,

@@ -11,17 +11,17 @@ import contextlib
 import gc
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Final
 
-import zmq
-
-from multitower import frames, worker_wire
+from multitower import worker_wire
 from multitower.import_path import put_last
 from multitower.process_title import set_title
 from multitower.spec import NO_SOCKET, UNREADABLE_MESSAGE, Assignment, ModelReport, ProcessSpec, WorkerReport
 
 from . import records
+from .bound_socket import BoundSocket
 from .formats.loader import preload
 from .heartbeat import BegunBatches, CallCounter, Heartbeat, LoadSteps
 from .loading import LoadedModels, load_models
@@ -29,9 +29,6 @@ from .model_errors import finish_exception_logs, log_traceback, one_line
 from .service import UnreadableMessageError, log_unreadable, serve
 from .source_import import import_from_sources
 from .tower_service import serve_towers
-
-LINGER_MS = 2000
-"""How long the socket may take to send the last answers once it is closed."""
 
 
 def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
@@ -46,22 +43,22 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
         The exit code: 0 after STOP; `NO_SOCKET` where the socket cannot be made, before anything is reported;
         `UNREADABLE_MESSAGE` where a message of the supervisor cannot be read.
     """
-    liveness = Heartbeat(heartbeat, spec.heartbeat_s)
     begun_batches = BegunBatches(begun)
     records.set_up(spec.log_level)
     _quieten_tensorflow(spec.log_level)
     put_last(spec.import_path)
     import_from_sources(spec.import_path)
-    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
-        for option, value in {zmq.LINGER: LINGER_MS, zmq.SNDHWM: 0, zmq.RCVHWM: 0}.items():
-            socket.set(option, value)
+    try:
+        socket = BoundSocket(spec.endpoint.removeprefix("ipc://"))
+    except OSError as error:
+        records.log_event(logging.ERROR, "the worker's socket cannot be made", cause=error)
+        return NO_SOCKET
+    with contextlib.closing(socket):
+        # The supervisor connects when it has got the first heartbeat.
+        liveness = Heartbeat(heartbeat, spec.heartbeat_s)
+        socket.wait_for_peer()
         try:
-            socket.bind(spec.endpoint)
-        except zmq.ZMQError as error:
-            records.log_event(logging.ERROR, "the worker's socket cannot be made", cause=error)
-            return NO_SOCKET
-        try:
-            _Worker(context, socket, liveness, begun_batches, LoadSteps(begun)).run(spec)
+            _Worker(socket, liveness, begun_batches, LoadSteps(begun)).run(spec)
         except UnreadableMessageError as error:
             log_unreadable(error)
             return UNREADABLE_MESSAGE
@@ -84,6 +81,8 @@ def _quieten_tensorflow(level: str) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
+INSTALL_TENSORFLOW: Final = "pip install tensorflow; for GPUs, pip install 'tensorflow[and-cuda]'"
+
 _VERBOSE: Final = ("TF_CPP_MAX_VLOG_LEVEL", "TF_CPP_VMODULE")
 
 
@@ -92,13 +91,11 @@ class _Worker:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        socket: zmq.Socket[bytes],
+        socket: BoundSocket,
         heartbeat: Heartbeat,
         begun_batches: BegunBatches,
         steps: LoadSteps,
     ) -> None:
-        self._context = context
         self._socket = socket
         self._heartbeat = heartbeat
         self._begun_batches = begun_batches
@@ -115,8 +112,12 @@ class _Worker:
             try:
                 preload()
             except BaseException as error:  # noqa: BLE001  a broken installation raises anything
-                log_traceback("TensorFlow cannot be imported", error)
-                self._report("failed", cause=f"TensorFlow cannot be imported: {one_line(error)}")
+                if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
+                    cause = f"TensorFlow is not installed for {sys.executable}: {INSTALL_TENSORFLOW}"
+                else:
+                    log_traceback("TensorFlow cannot be imported", error)
+                    cause = f"TensorFlow cannot be imported: {one_line(error)}"
+                self._report("failed", cause=cause)
                 self._wait_for_stop()
                 return
         # Imported modules stay for as long as the process, so the garbage collector need not visit them again.
@@ -154,19 +155,20 @@ class _Worker:
         if len(towers) == 1:
             serve(self._socket, towers[0], mark_begun[0])
         else:
-            serve_towers(self._context, self._socket, towers, mark_begun)
+            serve_towers(self._socket, towers, mark_begun)
 
     def _report(self, state: str, *, cause: str | None = None, models: tuple[ModelReport, ...] = ()) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         report = WorkerReport(state=state, pid=os.getpid(), cause=cause, visible_devices=visible, models=models)
-        frames.send(self._socket, [worker_wire.REPORT, report.to_json()], wait=True)
+        self._socket.send([worker_wire.REPORT, report.to_json()])
 
     def _wait_for_assignment(self) -> Assignment | None:
         """Waits as a spare; None after STOP."""
         self._report("idle")
         while True:
-            message = frames.receive(self._socket, wait=True)
-            assert message is not None  # with `wait` there is one
+            message = self._socket.receive(wait=True)
+            if message is None:
+                continue  # a peer that was none has gone
             if message[0] == worker_wire.STOP:
                 return None
             if message[0] == worker_wire.ASSIGN:
@@ -177,8 +179,9 @@ class _Worker:
 
     def _wait_for_stop(self) -> None:
         while True:
-            message = frames.receive(self._socket, wait=True)
-            assert message is not None  # with `wait` there is one
+            message = self._socket.receive(wait=True)
+            if message is None:
+                continue  # a peer that was none has gone
             if message[0] == worker_wire.STOP:
                 return
 

@@ -51,11 +51,31 @@ _OUT_OF_MEMORY_CLASSES: Final = frozenset(
         "OutOfMemoryError",  # PyTorch's
     )
 )
-_PASSING_ERRNOS: Final = frozenset(
+_TEMPORARY_ERRNOS: Final = frozenset(
     (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EAGAIN)
 )
-_PASSING_CLASSES: Final = frozenset(("PermissionDeniedError", "UnavailableError", "DeadlineExceededError"))
+_TEMPORARY_CLASSES: Final = frozenset(("PermissionDeniedError", "UnavailableError", "DeadlineExceededError"))
 """TensorFlow's, of its file systems."""
+
+_STATUSES: Final = {
+    1: "CANCELLED",
+    2: "UNKNOWN",
+    3: "INVALID_ARGUMENT",
+    4: "DEADLINE_EXCEEDED",
+    5: "NOT_FOUND",
+    6: "ALREADY_EXISTS",
+    7: "PERMISSION_DENIED",
+    8: "RESOURCE_EXHAUSTED",
+    9: "FAILED_PRECONDITION",
+    10: "ABORTED",
+    11: "OUT_OF_RANGE",
+    12: "UNIMPLEMENTED",
+    13: "INTERNAL",
+    14: "UNAVAILABLE",
+    15: "DATA_LOSS",
+    16: "UNAUTHENTICATED",
+}
+"""The names of gRPC's status codes, which TensorFlow's exceptions have as `error_code`."""
 
 _OUT_OF_MEMORY_WORDS: Final = ("RESOURCE_EXHAUSTED", "CUDA_ERROR_OUT_OF_MEMORY", "CUDA out of memory")
 """In messages of XLA, JAX and others, whose classes are general."""
@@ -88,6 +108,28 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
 
 
+def status_of(error: BaseException) -> str | None:
+    """The name of the gRPC status that an exception stands for: that of TensorFlow's class, or exhausted memory.
+
+    `INVALID_ARGUMENT` and `OUT_OF_RANGE` say that the request is wrong, and not the model or the server.
+
+    Args:
+        error: what a model raised.
+
+    Returns:
+        A name such as `INVALID_ARGUMENT`; None for exceptions that have no status.
+    """
+    if is_out_of_memory(error):
+        return "RESOURCE_EXHAUSTED"
+    try:
+        kinds = type(error).__mro__
+        if any(kind.__name__ == "OpError" and kind.__module__.startswith("tensorflow.") for kind in kinds):
+            return _STATUSES.get(error.error_code)  # type: ignore[attr-defined]
+        return None
+    except BaseException:  # noqa: BLE001  a class of the user's own may override all of that
+        return None
+
+
 def may_pass(error: BaseException, path: str | None) -> bool:
     """Whether a model could not be loaded for a reason that may pass by itself: its files were missing or unreadable.
 
@@ -99,9 +141,9 @@ def may_pass(error: BaseException, path: str | None) -> bool:
         seen: list[BaseException] = []
         current: BaseException | None = error
         while current is not None and current not in seen:
-            if isinstance(current, OSError) and current.errno in _PASSING_ERRNOS:
+            if isinstance(current, OSError) and current.errno in _TEMPORARY_ERRNOS:
                 return True
-            if any(kind.__name__ in _PASSING_CLASSES for kind in type(current).__mro__):
+            if any(kind.__name__ in _TEMPORARY_CLASSES for kind in type(current).__mro__):
                 return True
             seen.append(current)
             current = current.__cause__ or current.__context__
@@ -224,13 +266,15 @@ class ErrorTranslator:
         """The error that a client gets whose request raised this exception.
 
         An `InvalidRequest` or `ModelError` of the handler's own keeps its reason, its message and those of its details
-        that can be sent. Everything else becomes `model_error`, and is logged; see `ExceptionLog`.
+        that can be sent. Everything else becomes `model_error`, with the exception's `status` in the details if it has
+        one, and is logged; see `ExceptionLog`.
         """
         refusal = _refusal(error)
         if refusal is not None:
             return refusal
         self._exceptions.add(error)
-        return make(Reason.MODEL_ERROR, f"{self._model!r} raised {_class_name(error)}: {_text(error)}")
+        message = f"{self._model!r} raised {_class_name(error)}: {_text(error)}"
+        return make(Reason.MODEL_ERROR, message, status=status_of(error))
 
 
 def _refusal(error: BaseException) -> MultitowerError | None:

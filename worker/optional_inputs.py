@@ -53,6 +53,7 @@ class BatchedModel:
         self.signature = model.signature
         self.other_signatures: Mapping[str, Model | LoadError] = model.other_signatures
         self.defaults = model.defaults
+        self.signature_definitions = model.signature_definitions
         self.inputs: tuple[TensorReport, ...] | None = None
         if model.inputs is not None:
             self.inputs = tuple(tensor for tensor in model.inputs if tensor.has_rows or not tensor.optional)

@@ -15,21 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import zmq
-
-from multitower import batch_results, tensors, wire, worker_wire
+from multitower import batch_results, wire, worker_wire
 from multitower.batch_results import Timing
+from multitower.buffers import Buffers
 from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import BatchingReport, MemoryReport, newest
 from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Table, WorkerArea
 
 from .batch import PreparedBatch
 from .executor import Executor, Executors
-from .inbox import Inbox
+from .inbox import Channel, Inbox
 from .model_errors import log_traceback, one_line
 from .records import log_event
 from .replies import Answer, JoinedReplies
-from .shared_memory.buffers import Buffers
 from .shared_memory.mappings import Mappings
 from .shared_memory.regions import OutputWriter, Regions, SharedInputs
 
@@ -38,6 +36,9 @@ Models = Mapping[tuple[str, str], Executors]
 
 MIN_OVERLAP_NS = 300_000
 """Where both computing a batch and assembling one take this long, a second thread assembles the next one meanwhile."""
+
+MAX_FREE_BYTES = 64 << 20
+"""Of memory for inputs. A worker needs one buffer an input, and a second while its answer is being sent."""
 
 
 class UnreadableMessageError(Exception):
@@ -50,11 +51,11 @@ def log_unreadable(error: UnreadableMessageError) -> None:
     log_event(logging.ERROR, message, cause=error)
 
 
-def serve(socket: zmq.Socket[bytes], models: Models, mark_begun: Callable[[int], None]) -> None:
+def serve(channel: Channel, models: Models, mark_begun: Callable[[int], None]) -> None:
     """Answers batches, one at a time, until STOP.
 
     Args:
-        socket: the worker's end of its connection to the supervisor.
+        channel: the worker's end of its connection to the supervisor.
         models: the models that are served, by name and version.
         mark_begun: stores the id of each batch before it runs, where the supervisor finds it after a crash.
 
@@ -63,7 +64,7 @@ def serve(socket: zmq.Socket[bytes], models: Models, mark_begun: Callable[[int],
     """
     service = _Service(models, mark_begun)
     reporter = _Reporter(models)
-    with Inbox(socket, service.open_message, service.release_unused) as inbox:
+    with Inbox(channel, service.open_message, service.release_unused) as inbox:
         while _answer_next(inbox, service, reporter):
             continue
 
@@ -177,7 +178,10 @@ class _Part:
 
 
 class _Service:
-    """Makes the message of the answers out of the message of a batch."""
+    """Makes the message of the answers out of the message of a batch.
+
+    The answers may refer to memory of the model: they must be sent before the next batch runs.
+    """
 
     def __init__(self, models: Models, mark_begun: Callable[[int], None]) -> None:
         versions: dict[str, list[str]] = {}
@@ -187,7 +191,7 @@ class _Service:
         self._mark_begun = mark_begun
         self._keys = KeyMemory()
         self._outputs = OutputWriter()
-        self._buffers = Buffers()
+        self._buffers = Buffers(MAX_FREE_BYTES)
         self._mappings = Mappings()
         self._supervisor = os.getppid()
 
@@ -292,9 +296,8 @@ class _Service:
         """Runs a batch whose inputs all came in frames."""
         answers, timing = executor.run(prepared)
         if isinstance(answers, JoinedReplies):
-            outputs = _copied_if_small(answers.frames) if executor.volatile else answers.frames
-            return batch_results.joined_result(job.batch_id, answers.headers, answers.rows, outputs, timing)
-        return batch_results.result(job.batch_id, _as_frames(answers, executor), timing)
+            return batch_results.joined_result(job.batch_id, answers.headers, answers.rows, answers.frames, timing)
+        return batch_results.result(job.batch_id, _as_frames(answers), timing)
 
     def _run_parts(self, job: _Job, executor: Executor) -> list[Any]:
         """Runs a batch of which some tensors lie in shared memory, part by part."""
@@ -312,7 +315,9 @@ class _Service:
                     ran, timing = executor.run(part.prepared)
                     compute_ns += timing.compute_ns
                     assemble_ns += timing.assemble_ns - part.prepared.assemble_ns
-                answers += _as_frames(self._write_outputs(part, ran, regions), executor)
+                done = _as_frames(self._write_outputs(part, ran, regions))
+                # The answers are sent when all parts have run. The model's next calls must not change them.
+                answers += _copied(done) if executor.volatile and part is not job.parts[-1] else done
                 part.prepared = None  # its memory serves the next part
         slice_ns = time.monotonic_ns() - started - compute_ns - (assemble_ns - job.assemble_ns)
         return batch_results.result(job.batch_id, answers, Timing(assemble_ns, compute_ns, slice_ns))
@@ -357,22 +362,15 @@ def _split_by_entry(whole: _Part) -> list[_Part]:
 
 
 def _views(inputs: list[Any]) -> list[Any]:
-    # Large frames are libzmq's; a view keeps them from being freed.
-    return [frame if type(frame) is bytes else frame.buffer for frame in inputs]
+    # A view keeps the memory of a large frame from being freed.
+    return [frame if type(frame) is bytes else memoryview(frame) for frame in inputs]
 
 
-def _as_frames(answers: Sequence[Answer], executor: Executor) -> list[list[Any] | bytes]:
+def _as_frames(answers: Sequence[Answer]) -> list[list[Any] | bytes]:
     """The answers as `batch_results.result` takes them."""
-    return [
-        wire.dump_json(answer.to_wire())
-        if isinstance(answer, MultitowerError)
-        else _copied_if_small(answer)
-        if executor.volatile
-        else answer
-        for answer in answers
-    ]
+    return [wire.dump_json(answer.to_wire()) if isinstance(answer, MultitowerError) else answer for answer in answers]
 
 
-def _copied_if_small(frames: Sequence[Any]) -> list[Any]:
-    """Frames that the model's next call does not change: small ones are copied when they are sent, large ones here."""
-    return [frame if len(frame) < tensors.BULKY_BYTES else bytes(frame) for frame in frames]
+def _copied(answers: Sequence[list[Any] | bytes]) -> list[list[Any] | bytes]:
+    """Answers that the model's next call does not change."""
+    return [answer if isinstance(answer, bytes) else [bytes(frame) for frame in answer] for answer in answers]

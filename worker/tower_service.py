@@ -1,65 +1,96 @@
 """The service of a worker of several towers: a thread for each tower serves it as if it were a worker.
 
-The process has one connection to the supervisor. A thread passes each batch to its tower, and each answer to the
-supervisor; TensorFlow lets other threads run while it computes. Handlers are on the first tower, in the main thread.
+The process has one connection to the supervisor. A thread reads it, and passes each batch to its tower; each tower
+sends its answers itself. TensorFlow lets other threads run while it computes. Handlers are on the first tower, in the
+main thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import struct
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import zmq
-
-from multitower import frames, worker_wire
+from multitower import worker_wire
 from multitower.spec import UNREADABLE_MESSAGE
 
+from .inbox import Channel
 from .service import Models, UnreadableMessageError, log_unreadable, serve
 
-_ENDED = b""
-"""The last message of a tower's thread."""
+
+class TowerChannel:
+    """What a tower receives from and sends to; `put` is for the thread that reads the worker's socket.
+
+    Args:
+        socket: sends the answers.
+    """
+
+    def __init__(self, socket: Channel) -> None:
+        self._socket = socket
+        self._messages: deque[list[Any]] = deque()
+        # Counts the messages.
+        self._waiting = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        self._poll = select.poll()
+        self._poll.register(self._waiting, select.POLLIN)
+        self._wait_ms: int | None = None
+
+    def set_wait(self, seconds: float) -> None:
+        """Limits how long `receive` waits; 0 for no limit."""
+        self._wait_ms = int(seconds * 1000) or None
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while a message waits."""
+        return self._waiting
+
+    def put(self, message: list[Any]) -> None:
+        """Adds a message."""
+        self._messages.append(message)
+        os.eventfd_write(self._waiting, 1)
+
+    def receive(self, *, wait: bool = False) -> list[Any] | None:
+        """The next message; None when none has arrived, or none within the limit."""
+        try:
+            os.eventfd_read(self._waiting)
+        except BlockingIOError:
+            if not wait or not self._poll.poll(self._wait_ms):
+                return None
+            os.eventfd_read(self._waiting)
+        return self._messages.popleft()
+
+    def send(self, message: Sequence[Any]) -> None:
+        """Sends an answer."""
+        self._socket.send(message)
+
+    def close(self) -> None:
+        """Closes its descriptor."""
+        os.close(self._waiting)
 
 
-def serve_towers(
-    context: zmq.Context[zmq.Socket[bytes]],
-    socket: zmq.Socket[bytes],
-    towers: Sequence[Models],
-    mark_begun: Sequence[Callable[[int], None]],
-) -> None:
+def serve_towers(socket: Channel, towers: Sequence[Models], mark_begun: Sequence[Callable[[int], None]]) -> None:
     """Answers batches, one at a time on each tower, until STOP.
 
     Args:
-        context: makes the sockets between the threads.
         socket: the worker's end of its connection to the supervisor.
         towers: the models of each tower.
         mark_begun: for each tower: stores the id of each batch before it runs.
     """
-    near, far = zip(*(_connected_pair(context, number) for number in range(len(towers))), strict=True)
-    router = _start_thread("router", _pass_messages, socket, near)
+    channels = [TowerChannel(socket) for _ in towers]
+    threads = [_start_thread("router", _pass_messages, socket, channels)]
     for number in range(1, len(towers)):
-        _start_thread(f"tower-{number}", _serve_tower, far[number], towers[number], mark_begun[number])
-    _run_or_exit(_serve_tower, far[0], towers[0], mark_begun[0])
-    router.join()
-
-
-def _connected_pair(
-    context: zmq.Context[zmq.Socket[bytes]], number: int
-) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """Both ends of a connection between two threads."""
-    near, far = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-    for end in (near, far):
-        # No message may be dropped or wait: the supervisor bounds what is on its way.
-        for option in (zmq.SNDHWM, zmq.RCVHWM):
-            end.set(option, 0)
-    near.bind(f"inproc://tower-{number}")
-    far.connect(f"inproc://tower-{number}")
-    return near, far
+        arguments = channels[number], towers[number], mark_begun[number]
+        threads.append(_start_thread(f"tower-{number}", serve, *arguments))
+    _run_or_exit(serve, channels[0], towers[0], mark_begun[0])
+    for thread in threads:
+        thread.join()
+    for channel in channels:
+        channel.close()
 
 
 def _start_thread(name: str, target: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -80,38 +111,21 @@ def _run_or_exit(target: Callable[..., None], *arguments: object) -> None:
         _exit(1)
 
 
-def _serve_tower(socket: zmq.Socket[bytes], models: Models, mark_begun: Callable[[int], None]) -> None:
-    with socket:
-        serve(socket, models, mark_begun)
-        frames.send(socket, [_ENDED])
+def _pass_messages(socket: Channel, towers: Sequence[TowerChannel]) -> None:
+    """Passes messages of the supervisor to the towers, until STOP."""
+    socket.set_wait(0)
+    while True:
+        message = socket.receive(wait=True)
+        if message is None:
+            continue  # a peer that was none has gone
+        if message[0] == worker_wire.STOP:
+            for tower in towers:
+                tower.put(message)
+            return
+        _addressed_tower(message, towers).put(message[1:])
 
 
-def _pass_messages(socket: zmq.Socket[bytes], towers: Sequence[zmq.Socket[bytes]]) -> None:
-    """Passes messages between the supervisor and the towers, until all of these have ended."""
-    poller = zmq.Poller()
-    for each in (socket, *towers):
-        poller.register(each, zmq.POLLIN)
-    left = len(towers)
-    while left:
-        ready = dict(poller.poll())
-        for tower in towers:
-            # One message of each in turn: none waits until another has no more.
-            if tower in ready and (message := frames.receive(tower)) is not None:
-                if message[0] == _ENDED:
-                    left -= 1
-                else:
-                    frames.send(socket, message, wait=True)
-        if socket in ready and (message := frames.receive(socket)) is not None:
-            if message[0] == worker_wire.STOP:
-                for tower in towers:
-                    frames.send(tower, message)
-            else:
-                frames.send(_addressed_tower(message, towers), message[1:])
-    for tower in towers:
-        tower.close(linger=0)
-
-
-def _addressed_tower(message: list[bytes], towers: Sequence[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+def _addressed_tower(message: list[Any], towers: Sequence[TowerChannel]) -> TowerChannel:
     """The tower that a batch is for.
 
     Raises:

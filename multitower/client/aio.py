@@ -20,15 +20,15 @@ from multitower.client.requests import (
     CONNECT_TIMEOUT_S,
     MAX_OUTSTANDING,
     READINESS_INTERVAL_S,
+    ReadinessWait,
     RequestFuture,
     Requests,
-    describe_not_ready,
-    latest_cause,
     model_header,
     too_many_outstanding,
 )
 from multitower.client.retries import RETRIES
-from multitower.errors import Reason, Unavailable, make
+from multitower.client.tracing import sampled_trace
+from multitower.errors import Unavailable
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -143,9 +143,12 @@ class AsyncClient:
         priority: int = 0,
         signature: str = "",
         version_label: str = "",
+        trace: Mapping[str, str] | None = None,
     ) -> Outputs:
         """Runs a model and waits for its outputs; see `Client.infer`."""
-        request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
+        request = InferRequest(
+            model, inputs, outputs, version, priority, signature, version_label, sampled_trace(trace)
+        )
         return await self._infer(request, timeout)
 
     async def _infer(self, request: InferRequest, timeout: Seconds | None) -> Outputs:
@@ -163,7 +166,7 @@ class AsyncClient:
             await self._outstanding.acquire()  # without waiting
         try:
             # Copied: other tasks run while this one waits, and may change the arrays.
-            future = requests.start_infer(request, seconds, deadline, copy=True)
+            future = requests.start_infer(request, seconds, deadline)
             return await self._wait(future)  # type: ignore[no-any-return]
         finally:
             self._outstanding.release()
@@ -183,9 +186,12 @@ class AsyncClient:
         priority: int = 0,
         signature: str = "",
         version_label: str = "",
+        trace: Mapping[str, str] | None = None,
     ) -> asyncio.Task[Outputs]:
         """Starts what `infer` does as a task of the running loop. Arrays must not change before the task has begun."""
-        request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
+        request = InferRequest(
+            model, inputs, outputs, version, priority, signature, version_label, sampled_trace(trace)
+        )
         return asyncio.get_running_loop().create_task(self._infer(request, timeout))
 
     async def _wait(self, request: RequestFuture) -> Any:
@@ -215,10 +221,16 @@ class AsyncClient:
         answer: dict[str, Any] = await self._query(wire.SERVER_METADATA)
         return answer
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self, *, events: bool | int = False) -> dict[str, Any]:
         """See `Client.status`."""
-        answer: dict[str, Any] = await self._query(wire.STATUS)
+        header = {} if events is False else {"events": events}
+        answer: dict[str, Any] = await self._query(wire.STATUS, header)
         return answer
+
+    async def metrics(self, format: str = wire.PROMETHEUS) -> str:
+        """See `Client.metrics`."""
+        text: str = await self._wait(self._requests.start_metrics(format))
+        return text
 
     async def model_ready(self, model: str, version: Version = "", *, version_label: str = "") -> bool:
         """See `Client.model_ready`."""
@@ -244,20 +256,17 @@ class AsyncClient:
 
     async def wait_until_ready(self, timeout: Seconds = 60.0) -> None:
         """See `Client.wait_until_ready`."""
-        seconds = to_seconds("timeout", timeout)
-        deadline = time.monotonic() + seconds
-        cause = ""
+        wait = ReadinessWait(to_seconds("timeout", timeout))
         while True:
-            left_s = max(deadline - time.monotonic(), 0.001)
+            left_s = wait.left_s
             try:
                 state = await self._query(wire.SERVER_READY, timeout=left_s)
                 if state["ready"]:
                     return
-                cause = describe_not_ready(state)
+                wait.note_state(state)
             except (Unavailable, TimeoutError) as error:
-                cause = latest_cause(cause, error, left_s)
-            if time.monotonic() + READINESS_INTERVAL_S >= deadline:
-                raise make(Reason.NO_WORKER, f"not ready after {seconds:g} s: {cause}")
+                wait.note_error(error, left_s)
+            wait.check()
             await asyncio.sleep(READINESS_INTERVAL_S)
 
     async def close(self) -> None:

@@ -16,8 +16,10 @@ import numpy as np
 from multitower import tensors, wire
 from multitower.client.arguments import Names, Version, to_version
 from multitower.client.shared_memory import ALIGNMENT, Allocation, Arena
+from multitower.client.tracing import TraceHeaders
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.infer_header import parse_area
+from multitower.trace_context import add_to_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +47,7 @@ class InferRequest(NamedTuple):
         priority: 0 or more.
         signature: the model's signature; "" for its default one.
         version_label: a label of the version, instead of `version`; or "".
+        trace: that the request belongs to; None if that is not sampled.
     """
 
     model: str
@@ -54,6 +57,7 @@ class InferRequest(NamedTuple):
     priority: int = 0
     signature: str = ""
     version_label: str = ""
+    trace: TraceHeaders | None = None
 
 
 class EncodedRequest:
@@ -78,6 +82,18 @@ class EncodedRequest:
         self.has_output_areas = False
         self.without_shared_memory: Callable[[], tuple[bytes, list[Frame]]] | None = None
         self.output_key = output_key
+
+    def add_trace(self, trace: TraceHeaders) -> None:
+        """Adds the trace that the request belongs to."""
+        self.header = add_to_header(self.header, trace.traceparent, trace.tracestate)
+        encode_without = self.without_shared_memory
+        if encode_without is not None:
+
+            def without_shared_memory() -> tuple[bytes, list[Frame]]:
+                header, frames = encode_without()
+                return add_to_header(header, trace.traceparent, trace.tracestate), frames
+
+            self.without_shared_memory = without_shared_memory
 
 
 class _Output(NamedTuple):

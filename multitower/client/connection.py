@@ -71,7 +71,7 @@ class Connection:
         self._cancelled: deque[Call] = deque()
         self._shared_memory_from = _NEVER  # when the daemon accepts shared memory, monotonic seconds
         self._connected = False  # the handshake is done, and the greeting was sent
-        self._blocked = False  # libzmq takes no more messages for now
+        self._blocked = False  # the socket takes no more messages for now
         self._thread = threading.Thread(target=self._run, name="multitower-client", daemon=True)
         self._thread.start()
         _open.add(self)
@@ -101,21 +101,20 @@ class Connection:
         if self._transport.closing:
             raise make(Reason.CLOSED, "this client has been closed")
 
-    def start(self, call: Call) -> None:
-        """Sends a call as soon as possible. Its outcome is passed to `call.done`."""
-        if self._direct.send(call):
+    def start(self, call: Call, *, wait: bool = False) -> None:
+        """Sends a call as soon as possible. Its outcome is passed to `call.done`.
+
+        Args:
+            call: what to send.
+            wait: whether to wait for the outcome here, if the caller's thread can read the reply itself. No other
+                thread may know of the call then.
+        """
+        if self._direct.send_and_wait(call) if wait else self._direct.send(call):
             return
         self._transport.new.append(call)
         self._transport.waker.wake()
         if self._transport.ended:
             self._fail_new()
-
-    def lead(self, call: Call) -> None:
-        """Waits for a call's outcome in the caller's thread, if that can read the reply itself; else returns at once.
-
-        No other thread may know of the call.
-        """
-        self._direct.lead(call)
 
     def cancel(self, call: Call) -> None:
         """Drops a call that nobody waits for: a call that was not sent yet never is; else the daemon is told."""
@@ -139,20 +138,21 @@ class Connection:
     def _run(self) -> None:
         transport = self._transport
         poll = select.poll()
-        monitor = transport.monitor.fileno()
-        for descriptor in (self._direct.fileno(), monitor, transport.waker.fileno()):
+        for descriptor in (transport.socket.fileno(), *transport.socket.descriptors, transport.waker.fileno()):
             poll.register(descriptor, select.POLLIN)
         transport.lock.acquire()
         try:
-            self._handle_connection_events()  # the monitor's descriptor reports changes from here on
+            transport.socket.advance(time.monotonic())
+            self._handle_connection_events()  # a monitor's descriptor reports changes from here on
             while not transport.closing:
                 ready = self._sleep(poll)
                 if transport.waker.fileno() in ready:
                     transport.waker.clear()
                 self._receive()
-                if monitor in ready:
-                    self._handle_connection_events()
                 now = time.monotonic()
+                transport.socket.advance(now)
+                if transport.socket.has_events(ready):
+                    self._handle_connection_events()
                 if now >= self._retries.due:
                     transport.new.extend(self._retries.pop_due(now))
                 self._collect_new()
@@ -172,7 +172,7 @@ class Connection:
         # Checked after setting `needed`: calls that were handed over before have not woken the thread.
         waiting = transport.new or self._cancelled or transport.closing or transport.unread
         # The descriptor may have reported this already.
-        ready_now = waiting or transport.is_ready(to_send=self._blocked)
+        ready_now = waiting or transport.socket.is_ready(to_send=self._blocked or bool(transport.postponed))
         timeout = 0 if ready_now else self._sleep_ms()
         transport.lock.release()
         ready = poll.poll(timeout)
@@ -181,7 +181,7 @@ class Connection:
         return [descriptor for descriptor, _ in ready]
 
     def _sleep_ms(self) -> int | None:
-        until = min(self._transport.next_check, self._retries.due)
+        until = min(self._transport.next_check, self._retries.due, self._transport.socket.due)
         if until == _NEVER:
             return None
         return min(max(0, int((until - time.monotonic()) * 1000) + 1), MAX_SLEEP_MS)
@@ -200,6 +200,7 @@ class Connection:
         transport = self._transport
         while self._cancelled:
             call = self._cancelled.popleft()
+            self._direct.end_lead(call)
             if call.over:
                 continue
             # A thread that waits for several futures learns only from this that one of them was cancelled.
@@ -211,6 +212,8 @@ class Connection:
     def _send_unsent(self) -> None:
         transport = self._transport
         self._blocked = False
+        if not transport.send_postponed():
+            return
         while transport.unsent and transport.greeted:
             call = transport.unsent[0]
             if call.over:
@@ -223,11 +226,12 @@ class Connection:
                 self._settle(call, make(Reason.TOO_LARGE, message, field="frames"))
                 continue
             try:
-                transport.send_call(call)
+                transport.send_call(call, at_once=False)
             except zmq.Again:
                 self._blocked = True
                 return
             transport.unsent.popleft()
+        transport.socket.flush()
 
     def _receive(self) -> None:
         """Handles all messages that have arrived."""
@@ -269,21 +273,21 @@ class Connection:
 
     def _handle_connection_events(self) -> None:
         transport = self._transport
-        events = transport.connection_events()
+        events = transport.socket.connection_events()
         for event in events:
             if event == zmq.EVENT_CONNECTED:
                 transport.probe.record_connected()
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
-                transport.record_success()
-                # Lost if the connection has ended again; the next one sends it anew.
+                transport.socket.record_success()
+                # Dropped if the connection has ended again; the next one sends it anew.
                 transport.send_request(wire.SERVER_METADATA, _GREETING_ID)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._fail_outstanding()
             elif event == zmq.EVENT_CONNECT_RETRIED:
                 transport.probe.record_failure()
         if zmq.EVENT_CONNECT_RETRIED in events and not self._connected:
-            transport.try_other_family()
+            transport.socket.try_other_family()
             if transport.unsent:
                 transport.probe.begin()
 
@@ -292,6 +296,7 @@ class Connection:
         transport = self._transport
         self._receive()  # replies that arrived before the end count
         self._connected = transport.greeted = False
+        transport.postponed.clear()
         self._shared_memory_from = _NEVER
         lost, transport.outstanding = transport.outstanding, {}
         for call in lost.values():

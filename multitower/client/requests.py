@@ -19,7 +19,8 @@ from multitower.client.codec import Codec, EncodedRequest, InferRequest, read_he
 from multitower.client.connection import Connection
 from multitower.client.shared_memory import Arena
 from multitower.client.transport import Call, Outcome
-from multitower.errors import Code, InvalidEndpoint, MultitowerError, Reason, Unavailable, make
+from multitower.durations import exact_duration
+from multitower.errors import Code, InvalidEndpoint, MultitowerError, Reason, Unavailable, from_wire, make
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -51,18 +52,6 @@ class RequestFuture(Future[Any]):
         if self._call is not None:
             self._connection.cancel(self._call)
         return True
-
-    def lead(self) -> None:
-        """Waits for the outcome if the caller can read the reply itself; else returns at once.
-
-        No other thread may know of this future.
-        """
-        if self._call is not None:
-            try:
-                self._connection.lead(self._call)
-            except BaseException:  # Ctrl-C, for example
-                self.cancel()
-                raise
 
 
 class Requests:
@@ -119,14 +108,17 @@ class Requests:
         self._arena = Arena() if possible else None
         self.connection = Connection(self.endpoint, retries, peer_s)
 
-    def start_infer(self, request: InferRequest, seconds: float, deadline: float, *, copy: bool) -> RequestFuture:
+    def start_infer(
+        self, request: InferRequest, seconds: float, deadline: float, *, wait: bool = False
+    ) -> RequestFuture:
         """Starts an `MT1:infer` request.
 
         Args:
             request: what is asked for.
             seconds: the time-out that the daemon is told: always the request's whole time, so that headers repeat.
             deadline: when the request fails here, monotonic seconds.
-            copy: whether arrays may change before the request has its outcome.
+            wait: whether the caller waits for the outcome before arrays change: here, if its thread can read the reply
+                itself, or else by the future.
 
         Raises:
             InvalidRequest: an input cannot be sent.
@@ -134,12 +126,14 @@ class Requests:
         """
         self.connection.check_usable()
         arena = self._arena if self.connection.accepts_shared_memory else None
-        sent = self._codec.encode(request, seconds, copy=copy, arena=arena)
+        sent = self._codec.encode(request, seconds, copy=not wait, arena=arena)
+        if request.trace is not None:
+            sent.add_trace(request.trace)
 
         def read(header: bytes, frames: Sequence[Any]) -> Outputs:
             return self._codec.decode(header, frames, sent)
 
-        return self._start(wire.INFER, sent.header, sent.frames, deadline, read, sent)
+        return self._start(wire.INFER, sent.header, sent.frames, deadline, read, sent, wait=wait)
 
     def close(self) -> None:
         """Closes the connection and waits for its thread. Outstanding requests fail as `closed`."""
@@ -157,9 +151,39 @@ class Requests:
         Raises:
             Unavailable: `closed`.
         """
+        return self._start_other(kind, header, timeout, lambda body, _: read_header(body))
+
+    def start_metrics(self, format: str) -> RequestFuture:
+        """Starts a request for the daemon's metrics; its result is their text.
+
+        Args:
+            format: `"prometheus"` or `"openmetrics"`.
+
+        Raises:
+            Unavailable: `closed`.
+        """
+        return self._start_other(wire.METRICS, {wire.FORMAT: format}, None, _read_text)
+
+    def _start_other(
+        self,
+        kind: bytes,
+        header: Mapping[str, Any],
+        timeout: float | None,
+        read: Callable[[bytes, Sequence[Any]], Any],
+    ) -> RequestFuture:
         self.connection.check_usable()
         deadline = time.monotonic() + self.resolve_timeout(timeout)
-        return self._start(kind, wire.dump_json(header), (), deadline, lambda body, _: read_header(body))
+        return self._start(kind, wire.dump_json(header), (), deadline, read)
+
+    def start_framed_query(self, kind: bytes, header: Mapping[str, Any], timeout: float) -> RequestFuture:
+        """As `start_query`, for a kind whose reply has frames; the result is the reply's header and its frames."""
+        self.connection.check_usable()
+        deadline = time.monotonic() + self.resolve_timeout(timeout)
+
+        def read(body: bytes, frames: Sequence[Any]) -> tuple[dict[str, Any], Sequence[Any]]:
+            return read_header(body), frames
+
+        return self._start(kind, wire.dump_json(header), (), deadline, read)
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         """See `Client.empty`."""
@@ -191,6 +215,8 @@ class Requests:
         deadline: float,
         read: Callable[[bytes, Sequence[Any]], Any],
         sent: EncodedRequest | None = None,
+        *,
+        wait: bool = False,
     ) -> RequestFuture:
         future = RequestFuture(self.connection)
 
@@ -215,7 +241,12 @@ class Requests:
         connect_by = min(deadline, now + self._connect_timeout)
         without_shared_memory = None if sent is None else sent.without_shared_memory
         future._call = call = Call(kind, header, frames, deadline, connect_by, now, done, without_shared_memory)
-        self.connection.start(call)
+        try:
+            self.connection.start(call, wait=wait)
+        except BaseException:  # Ctrl-C, for example
+            self.connection.cancel(call)  # even if it has its outcome: it may lead
+            future.cancel()
+            raise
         return future
 
 
@@ -232,9 +263,15 @@ def _retire_if_written_later(sent: EncodedRequest, error: MultitowerError) -> No
         sent.allocation.retire()
 
 
+def _read_text(_header: bytes, frames: Sequence[Any]) -> str:
+    """The one frame of a reply, which is text."""
+    (frame,) = frames
+    return bytes(frame).decode()
+
+
 def _read_only(frame: Any) -> bytes | memoryview:
-    """A frame as the memory of arrays: `bytes` if it is small, else a view of where libzmq received it."""
-    return frame if type(frame) is bytes else frame.buffer.toreadonly()
+    """A frame as the memory of arrays: `bytes` if it is small, else a view of where it was received."""
+    return frame if type(frame) is bytes else memoryview(frame).toreadonly()
 
 
 def too_many_outstanding(limit: int) -> MultitowerError:
@@ -243,35 +280,60 @@ def too_many_outstanding(limit: int) -> MultitowerError:
     return make(Reason.DEADLINE, message)
 
 
-def latest_cause(cause: str, error: Exception, given_s: float) -> str:
-    """Why a daemon is not ready, after asking for it has failed.
+class ReadinessWait:
+    """What asking whether a daemon is ready has shown so far.
 
     Args:
-        cause: that of the attempt before; "" at the first one.
-        error: of this attempt.
-        given_s: seconds that it had: a time-out within `ANSWER_S` tells less than the attempt before.
-
-    Raises:
-        Unavailable: `closed`: asking again cannot help.
+        seconds: for how long it is asked.
     """
-    if cause and isinstance(error, TimeoutError) and given_s < ANSWER_S:
-        return cause
-    return describe_not_ready(error)
 
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+        self._cause = ""
+        self._error: Exception | None = None
 
-def describe_not_ready(state: dict[str, Any] | Exception) -> str:
-    """Why a daemon is not ready, from its `server_ready` or from the error of asking for it.
+    @property
+    def left_s(self) -> float:
+        """Seconds that the next question has."""
+        return max(self._until - time.monotonic(), 0.001)
 
-    Raises:
-        Unavailable: `closed`: asking again cannot help.
-    """
-    if isinstance(state, Unavailable) and state.reason == Reason.CLOSED:
-        raise state
-    if isinstance(state, Exception):
-        return str(state)
-    ready, total = state["slots_ready"], state["slots_total"]
-    missing = ", but some model is on none of them" if ready == total else ""
-    return f"{ready} of {total} slots are ready{missing}; `multitower status` tells why"
+    def note_state(self, state: Mapping[str, Any]) -> None:
+        """Records an answer: the daemon is not ready."""
+        ready, total = state["slots_ready"], state["slots_total"]
+        missing = ", but some model is on none of them" if ready == total else ""
+        self._cause = f"{ready} of {total} slots are ready{missing}; `multitower status` tells why"
+        self._error = None
+
+    def note_error(self, error: Exception, given_s: float) -> None:
+        """Records that a question got no answer.
+
+        Args:
+            error: why.
+            given_s: seconds that it had: a time-out within `ANSWER_S` tells less than the attempt before.
+
+        Raises:
+            Unavailable: `closed`: asking again cannot help.
+        """
+        if isinstance(error, Unavailable) and error.reason == Reason.CLOSED:
+            raise error
+        if not (self._cause and isinstance(error, TimeoutError) and given_s < ANSWER_S):
+            self._cause, self._error = str(error), error
+
+    def check(self) -> None:
+        """Raises if the time does not suffice for another question.
+
+        Raises:
+            Unavailable: `no_worker` if the daemon was reached, else with the reason and details of the last attempt.
+        """
+        if time.monotonic() + READINESS_INTERVAL_S < self._until:
+            return
+        message = f"not ready after {exact_duration(self._seconds)}: {self._cause}"
+        error = self._error
+        if isinstance(error, Unavailable):
+            error_as_sent = error.to_wire()["error"]
+            raise from_wire({"error": {**error_as_sent, "message": message}}) from error
+        raise make(Reason.NO_WORKER, message) from error
 
 
 def model_header(model: str, version: Version, version_label: str = "") -> dict[str, Any]:

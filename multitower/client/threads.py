@@ -19,15 +19,15 @@ from multitower.client.requests import (
     CONNECT_TIMEOUT_S,
     MAX_OUTSTANDING,
     READINESS_INTERVAL_S,
+    ReadinessWait,
     RequestFuture,
     Requests,
-    describe_not_ready,
-    latest_cause,
     model_header,
     too_many_outstanding,
 )
 from multitower.client.retries import RETRIES
-from multitower.errors import Reason, Unavailable, make
+from multitower.client.tracing import sampled_trace
+from multitower.errors import Unavailable
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -115,6 +115,7 @@ class Client:
         priority: int = 0,
         signature: str = "",
         version_label: str = "",
+        trace: Mapping[str, str] | None = None,
     ) -> Outputs:
         """Runs a model and waits for its outputs.
 
@@ -129,6 +130,8 @@ class Client:
             priority: 1 or more, lower numbers being more urgent; 0 counts as 2.
             signature: the model's signature, one of those that `metadata` lists; "" for its default one.
             version_label: one of the model's `version_labels`, instead of `version`.
+            trace: the trace that the request belongs to, as headers of W3C Trace Context: `traceparent` and perhaps
+                `tracestate`. None for OpenTelemetry's current span, if the application uses OpenTelemetry.
 
         Returns:
             The outputs by name, as read-only arrays. BYTES outputs are object arrays of `bytes`.
@@ -142,12 +145,10 @@ class Client:
             Poisoned: workers died while they executed the request.
             ModelError: the model raised an exception.
         """
-        request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
-        # Not copied: the caller does not change the arrays before this returns.
-        future = self._submit(request, timeout, copy=False)
-        if not self._requests.connection.in_own_thread:
-            future.lead()
-        return self._wait(future)  # type: ignore[no-any-return]
+        request = InferRequest(
+            model, inputs, outputs, version, priority, signature, version_label, sampled_trace(trace)
+        )
+        return self._wait(self._submit(request, timeout, wait=True))  # type: ignore[no-any-return]
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """An array to fill and pass as an input. In shared memory, if there is any, it is sent without a copy.
@@ -178,6 +179,7 @@ class Client:
         priority: int = 0,
         signature: str = "",
         version_label: str = "",
+        trace: Mapping[str, str] | None = None,
     ) -> Future[Outputs]:
         """Starts what `infer` does and returns a future of its outcome at once.
 
@@ -189,17 +191,19 @@ class Client:
             DeadlineExceeded: `max_outstanding` requests were outstanding for the request's whole time.
             Unavailable: `closed`: the client was closed, or belongs to the parent of a forked process.
         """
-        request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
-        return self._submit(request, timeout, copy=True)
+        request = InferRequest(
+            model, inputs, outputs, version, priority, signature, version_label, sampled_trace(trace)
+        )
+        return self._submit(request, timeout)
 
-    def _submit(self, request: InferRequest, timeout: Seconds | None, *, copy: bool) -> RequestFuture:
+    def _submit(self, request: InferRequest, timeout: Seconds | None, *, wait: bool = False) -> RequestFuture:
         requests = self._requests
         requests.connection.check_usable()
         seconds = requests.resolve_timeout(timeout)
         deadline = time.monotonic() + seconds
         self._outstanding.acquire(seconds, wait=not requests.connection.in_own_thread)
         try:
-            future = requests.start_infer(request, seconds, deadline, copy=copy)
+            future = requests.start_infer(request, seconds, deadline, wait=wait)
         except BaseException:
             self._outstanding.release()
             raise
@@ -237,10 +241,28 @@ class Client:
         answer: dict[str, Any] = self._query(wire.SERVER_METADATA)
         return answer
 
-    def status(self) -> dict[str, Any]:
-        """The daemon's state: `daemon`, `slots` and `models`; docs/protocol.md lists the fields."""
-        answer: dict[str, Any] = self._query(wire.STATUS)
+    def status(self, *, events: bool | int = False) -> dict[str, Any]:
+        """The daemon's state: `daemon`, `slots` and `models`; docs/protocol.md lists the fields.
+
+        Args:
+            events: True for all events that the daemon keeps, or how many of them, the latest; False for a few of each
+                kind.
+        """
+        header = {} if events is False else {"events": events}
+        answer: dict[str, Any] = self._query(wire.STATUS, header)
         return answer
+
+    def metrics(self, format: str = wire.PROMETHEUS) -> str:
+        """The daemon's metrics as text, for a monitoring system; docs/metrics.md lists them.
+
+        Args:
+            format: `"prometheus"` or `"openmetrics"`.
+
+        Raises:
+            InvalidRequest: the format is another one.
+        """
+        text: str = self._wait(self._requests.start_metrics(format))
+        return text
 
     def model_ready(self, model: str, version: Version = "", *, version_label: str = "") -> bool:
         """Whether a worker serves the model.
@@ -287,22 +309,20 @@ class Client:
             timeout: seconds, or a timedelta.
 
         Raises:
-            Unavailable: not ready in time; the message says what is missing.
+            Unavailable: not ready in time; the message says what is missing. The reason is `no_worker` if the daemon
+                was reached, else that of the last attempt, such as `not_listening`, with its details.
         """
-        seconds = to_seconds("timeout", timeout)
-        deadline = time.monotonic() + seconds
-        cause = ""
+        wait = ReadinessWait(to_seconds("timeout", timeout))
         while True:
-            left_s = max(deadline - time.monotonic(), 0.001)
+            left_s = wait.left_s
             try:
                 state = self._query(wire.SERVER_READY, timeout=left_s)
                 if state["ready"]:
                     return
-                cause = describe_not_ready(state)
+                wait.note_state(state)
             except (Unavailable, TimeoutError) as error:
-                cause = latest_cause(cause, error, left_s)
-            if time.monotonic() + READINESS_INTERVAL_S >= deadline:
-                raise make(Reason.NO_WORKER, f"not ready after {seconds:g} s: {cause}")
+                wait.note_error(error, left_s)
+            wait.check()
             time.sleep(READINESS_INTERVAL_S)
 
     def close(self) -> None:

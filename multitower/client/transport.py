@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
-from multitower import frames, liveness, wire
-from multitower.addresses import ENDPOINT_FORMS
+from multitower import liveness, wire
 from multitower.client.address_family import AddressFamily
+from multitower.client.dealer_socket import DealerSocket
 from multitower.client.probe import Probe
-from multitower.errors import InvalidEndpoint, MultitowerError
-
-RECONNECT_MS = 100
-RECONNECT_MAX_MS = 2000
-CONNECT_MS = 5000
-"""How long an attempt to connect over TCP, and then the ZeroMQ handshake, may take."""
-
-_MONITORED_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED
-)
+from multitower.client.stream_socket import StreamSocket
+from multitower.errors import MultitowerError
 
 Outcome = list[Any] | MultitowerError
 """The header and output frames of an `MT1:ok` reply, or the error."""
@@ -155,8 +146,15 @@ class Waker:
             os.close(self._reader)
 
 
+def _open_socket(endpoint: str, peer_timeout_s: float) -> DealerSocket | StreamSocket:
+    path = endpoint.removeprefix("ipc://")
+    if path != endpoint and hasattr(select, "epoll"):
+        return StreamSocket(path)
+    return DealerSocket(endpoint, peer_timeout_s)
+
+
 class Transport:
-    """A DEALER socket to a daemon and the state that the connection's thread shares with callers.
+    """A socket to a daemon and the state that the connection's thread shares with callers.
 
     A thread that holds `lock` may use the socket and all attributes; `new`, `waker`, `closing` and `ended` may be used
     without it.
@@ -168,10 +166,10 @@ class Transport:
     Attributes:
         lock: held by the connection's thread at all times except while it sleeps.
         waker: wakes that thread.
-        socket: the DEALER socket.
-        monitor: reports its connection; see `connection_events`.
+        socket: the socket, of one of two kinds with the same methods.
         new: calls handed over to the thread.
         unsent: calls that wait to be sent, in order.
+        postponed: kind and id of requests without header fields that wait to be sent on the present connection.
         outstanding: calls that were sent and have no outcome, by id.
         unread: messages that a caller has received and the thread has to handle.
         probe: knows why there is no connection.
@@ -189,6 +187,8 @@ class Transport:
         self.lock = threading.Lock()
         self.new: deque[Call] = deque()
         self.unsent: deque[Call] = deque()
+        # Bounded by the calls that were sent: the greeting, and one cancellation for each of them.
+        self.postponed: deque[tuple[bytes, bytes]] = deque()
         self.outstanding: dict[bytes, Call] = {}
         self.unread: deque[list[Any]] = deque()
         self.next_check = float("inf")
@@ -197,106 +197,52 @@ class Transport:
         self.closing = False
         self.ended = False
         self._serial = 0
-        self._endpoint = endpoint
-        self._family = AddressFamily(endpoint)
-        self.probe = Probe(endpoint, by_name=self._family.by_name)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        options = {
-            zmq.LINGER: 0,
-            zmq.IMMEDIATE: 1,  # queue nothing while no daemon is connected
-            # Replies are bounded by the outstanding requests. A limit here would stop reading while an application's
-            # callback runs, and the daemon drops what a client does not read.
-            zmq.RCVHWM: 0,
-            zmq.RECONNECT_IVL: RECONNECT_MS,
-            zmq.RECONNECT_IVL_MAX: RECONNECT_MAX_MS,
-            zmq.IPV6: int(self._family.ipv6),
-            # Without these an attempt whose packets are swallowed would last for minutes.
-            zmq.CONNECT_TIMEOUT: CONNECT_MS,
-            zmq.HANDSHAKE_IVL: CONNECT_MS,
-            **liveness.socket_options(endpoint, peer_timeout_s),
-        }
-        try:
-            for option, value in options.items():
-                self.socket.set(option, value)
-            self.monitor = self.socket.get_monitor_socket(_MONITORED_EVENTS)
-            self.socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            self._context.destroy(linger=0)  # with the monitor's sockets
-            # Its form was checked; libzmq may know better.
-            cause = zmq.strerror(error.errno or 0)
-            message = f"{endpoint!r} is not an endpoint: {cause}; an endpoint is {ENDPOINT_FORMS}"
-            raise InvalidEndpoint(message) from None
+        self.socket = _open_socket(endpoint, peer_timeout_s)
+        self.probe = Probe(endpoint, by_name=AddressFamily(endpoint).by_name)
         self.waker = Waker()
 
-    def send_call(self, call: Call) -> None:
+    def send_call(self, call: Call, *, at_once: bool = True) -> None:
         """Sends a call and adds it to `outstanding`.
 
+        Args:
+            call: what to send.
+            at_once: if not, the caller calls `socket.flush` after further calls.
+
         Raises:
-            zmq.Again: libzmq cannot take a message now.
+            zmq.Again: the socket cannot take a message now.
         """
         self._serial += 1
         call.id = self._serial.to_bytes(8, "little")
-        try:
-            frames.send(self.socket, (wire.DELIMITER, call.kind, call.id, call.header, *call.body))
-        except zmq.ZMQError:
-            raise  # no frame was sent
-        except BaseException:
-            # Ctrl-C between two frames: end the message here, so that its frames do not become the beginning of the
-            # next one. The daemon refuses it, and no call has the id of the refusal.
-            frames.send(self.socket, (b"",))
-            raise
+        self.socket.send((wire.DELIMITER, call.kind, call.id, call.header, *call.body), at_once=at_once)
         self.outstanding[call.id] = call
 
     def send_request(self, kind: bytes, id: bytes) -> None:
-        """Sends a request without header fields, unless libzmq cannot take a message now."""
-        with contextlib.suppress(zmq.Again):
-            frames.send(self.socket, (wire.DELIMITER, kind, id, b"{}"))
+        """Sends a request without header fields, or adds it to `postponed` if the socket cannot take a message now."""
+        self.postponed.append((kind, id))
+        self.send_postponed()
+
+    def send_postponed(self) -> bool:
+        """Sends the requests in `postponed`, as far as the socket takes them.
+
+        Returns:
+            Whether none is left.
+        """
+        while self.postponed:
+            try:
+                self.socket.send((wire.DELIMITER, *self.postponed[0], b"{}"))
+            except zmq.Again:
+                return False
+            self.postponed.popleft()
+        return True
 
     def receive(self) -> list[Any] | None:
         """The next message, or None when none has arrived."""
         if self.unread:
             return self.unread.popleft()
-        # Asking the socket for readiness first would cost less. But libzmq then notices that the connection is lost,
-        # and drops replies that arrived before.
-        return frames.receive(self.socket)
-
-    def is_ready(self, *, to_send: bool) -> bool:
-        """Whether a message has arrived or, if `to_send`, whether libzmq can take one."""
-        events = self.socket.get(zmq.EVENTS)
-        wanted = zmq.POLLIN | zmq.POLLOUT if to_send else zmq.POLLIN
-        return isinstance(events, int) and bool(events & wanted)
-
-    def connection_events(self) -> list[int]:
-        """The monitor's events since the last call.
-
-        They are `EVENT_CONNECTED`, `EVENT_HANDSHAKE_SUCCEEDED`, `EVENT_DISCONNECTED`, and `EVENT_CONNECT_RETRIED` after
-        an attempt to connect has failed or the connection has ended.
-        """
-        events: list[int] = []
-        with contextlib.suppress(zmq.Again):
-            while True:
-                events.append(int(recv_monitor_message(self.monitor, zmq.NOBLOCK)["event"]))
-        return events
-
-    def record_success(self) -> None:
-        """Records that the connection has opened."""
-        self._family.record_success()
-
-    def try_other_family(self) -> None:
-        """Connects with the other address family if its turn has come, after an attempt has failed."""
-        if not self._family.record_failure(time.monotonic()):
-            return
-        with contextlib.suppress(zmq.ZMQError):  # the endpoint was valid before
-            self.socket.disconnect(self._endpoint)
-        self.socket.set(zmq.IPV6, int(self._family.ipv6))  # for connections from here on
-        self.socket.connect(self._endpoint)
+        return self.socket.receive()
 
     def close(self) -> None:
-        """Closes the sockets and the waker. `lock` must be held."""
-        self.socket.disable_monitor()
-        self.monitor.close()
+        """Closes the socket and the waker. `lock` must be held."""
         self.socket.close()
-        self._context.term()
         self.ended = True
         self.waker.close()

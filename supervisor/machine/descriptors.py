@@ -18,8 +18,8 @@ handlers start may go through all numbers up to the limit."""
 DAEMON: Final = 64
 """Descriptors of a daemon without workers and clients; about 30 were counted. The rest is a reserve."""
 
-PER_PROCESS: Final = 16
-"""Descriptors for each worker and spare; 11 were counted, and twice as many for a short time in a replacement."""
+PER_PROCESS: Final = 12
+"""Descriptors for each worker and spare; 8 were counted, and twice as many for a short time in a replacement."""
 
 REGIONS: Final = 256
 """Regions of clients' shared memory that the daemon keeps open at one time. Each takes one descriptor."""

@@ -30,11 +30,13 @@ class DeviceError(Exception):
 
     Attributes:
         problems: one sentence for each problem; the error's message has them all, and the context.
+        context: as given.
     """
 
     def __init__(self, problems: Sequence[str], context: str = "") -> None:
         super().__init__("\n".join([*problems, *([context] if context else [])]))
         self.problems = tuple(problems)
+        self.context = context
 
 
 class MissingDevicesError(DeviceError):

@@ -1,4 +1,4 @@
-"""Measures GPUs through NVML: whether they are present, their memory and their utilization."""
+"""Measures GPUs through NVML: whether they are present, their memory, utilization, power and temperature."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ class GpuUsage:
         used_bytes: memory in use; None if unknown, as for the others.
         free_bytes: memory that nothing uses.
         utilization_percent: the share of time in which the GPU computed.
+        total_bytes: its memory.
+        power_watts: the power that it draws.
+        temperature_celsius: of the GPU.
+        energy_joules: that it has used since the driver was loaded.
         process_bytes: memory in use by each process, by pid.
     """
 
@@ -33,6 +37,10 @@ class GpuUsage:
     free_bytes: int | None = None
     utilization_percent: int | None = None
     process_bytes: Mapping[int, int] = field(default_factory=dict)
+    total_bytes: int | None = None
+    power_watts: float | None = None
+    temperature_celsius: int | None = None
+    energy_joules: float | None = None
 
 
 UNKNOWN: Final = GpuUsage(None)
@@ -101,6 +109,9 @@ class GpuSampler:
             memory = self._query(nvml.nvmlDeviceGetMemoryInfo, handle)
             rates = self._query(nvml.nvmlDeviceGetUtilizationRates, handle)
             processes = self._query(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
+            milliwatts = self._query(nvml.nvmlDeviceGetPowerUsage, handle)
+            celsius = self._query(lambda each: nvml.nvmlDeviceGetTemperature(each, nvml.NVML_TEMPERATURE_GPU), handle)
+            millijoules = self._query(nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
         except nvml.NVMLError as error:
             if error.value not in self._loss_codes:
                 self._report(error)
@@ -118,6 +129,10 @@ class GpuSampler:
             int(memory.free) if memory is not None else None,
             int(rates.gpu) if rates is not None else None,
             {each.pid: int(each.usedGpuMemory) for each in processes if each.usedGpuMemory is not None},
+            int(memory.total) if memory is not None else None,
+            milliwatts / 1000 if milliwatts is not None else None,
+            int(celsius) if celsius is not None else None,
+            millijoules / 1000 if millijoules is not None else None,
         )
 
     def _query(self, call: Callable[[Any], Any], handle: Any) -> Any:

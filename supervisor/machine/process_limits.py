@@ -199,8 +199,8 @@ def _unescape(path: str) -> str:
 
 
 def _machine_memory(root: Path) -> MemoryHeadroom:
-    file = root / "proc/meminfo"
-    total, available = (_value(file, f"{name}:") << 10 for name in ("MemTotal", "MemAvailable"))
+    values = _values(root / "proc/meminfo")
+    total, available = (values.get(name, 0) << 10 for name in ("MemTotal:", "MemAvailable:"))
     return (
         MemoryHeadroom(available, total, "this machine") if total else MemoryHeadroom(UNLIMITED, UNLIMITED, "nothing")
     )
@@ -208,18 +208,20 @@ def _machine_memory(root: Path) -> MemoryHeadroom:
 
 def _reclaimable(file: Path, prefix: str) -> int:
     """Bytes of a group's usage that the kernel takes back when processes need them."""
-    cached = sum(_value(file, f"{prefix}{name}") for name in ("inactive_file", "active_file"))
-    mapped = _value(file, f"{prefix}mapped_file" if prefix else "file_mapped")
-    return max(0, cached - mapped) + _value(file, "slab_reclaimable")
+    values = _values(file)
+    cached = sum(values.get(f"{prefix}{name}", 0) for name in ("inactive_file", "active_file"))
+    mapped = values.get(f"{prefix}mapped_file" if prefix else "file_mapped", 0)
+    return max(0, cached - mapped) + values.get("slab_reclaimable", 0)
 
 
-def _value(file: Path, name: str) -> int:
-    """The number behind a name in a file of the kernel's with one pair a line; 0 if it is not there."""
+def _values(file: Path) -> dict[str, int]:
+    """The numbers in a file of the kernel's with one pair of a name and a number a line; the first of each name."""
+    values: dict[str, int] = {}
     for line in _read(file).splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == name and words[1].isdigit():
-            return int(words[1])
-    return 0
+        words = line.split(None, 2)
+        if len(words) > 1 and words[1].isdigit():
+            values.setdefault(words[0], int(words[1]))
+    return values
 
 
 def _read_int(file: Path) -> int | None:

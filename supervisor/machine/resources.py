@@ -170,6 +170,11 @@ class Sampler:
         pid, names = self._watched.get(slot, _NOTHING)
         return tuple(self._sample_device(name, pid, now) for name in names)
 
+    def gpus(self) -> Mapping[str, GpuUsage]:
+        """The latest figures of all GPUs that are watched, by UUID; empty if there are none, or only old ones."""
+        measured_at, usages = self._gpu_usages
+        return usages if time.monotonic() - measured_at <= self._stale_s else {}
+
     def are_devices_present(self, slot: int) -> bool | None:
         """Whether all devices of a slot are present, also while it has no process; None if unknown."""
         present = {device.present for device in self.sample_devices(slot)}

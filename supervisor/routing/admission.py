@@ -7,6 +7,7 @@ A request is checked against the plan for its header (`request_plans`), the limi
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from multitower.errors import MultitowerError, Reason, make
@@ -36,7 +37,10 @@ class Admission:
 
     Attributes:
         draining: whether new requests are refused, since the daemon is stopping.
+        drained_last: while draining, the socket whose requests are still accepted; None for none.
         regions: the open shared memory of local clients.
+        on_accepted: called with each request that the scheduler has accepted, while its inputs are there. They must not
+            raise.
     """
 
     def __init__(
@@ -48,7 +52,9 @@ class Admission:
         refused: RefusedRequests,
     ) -> None:
         self.draining = False
+        self.drained_last: FrontSocket | None = None
         self.regions = Regions()
+        self.on_accepted: list[Callable[[Request], None]] = []
         self._scheduler = scheduler
         self._planner = planner
         self._max_message_size = max_message_size
@@ -70,26 +76,34 @@ class Admission:
         Raises:
             MultitowerError: it is refused.
         """
-        if self.draining:
+        if self.draining and front is not self.drained_last:
             raise make(Reason.DRAINING, "the daemon is stopping")
         if len(body) < 3:
             raise make(Reason.MALFORMED, "a request has a header frame behind its id", field="header")
         header = body[2]
-        sizes = [len(frame) for frame in body[3:]]
-        size = sum(sizes)
+        sizes: list[int] = []
+        size = 0
+        for frame in body[3:]:
+            frame_size = len(frame)
+            sizes.append(frame_size)
+            size += frame_size
         self.check_size(size + len(header))
         plan = self._planner.plan(header if type(header) is bytes else bytes(header))
         try:
-            self.check_unread(front, address, plan.model)
+            if self._unread.total >= self._unread.half:
+                self.check_unread(front, address, plan.model)
             if plan.shared is not None:
                 self._admit_shared(front, address, id, plan, body)
                 return
             check_frames(plan, sizes)
             frames = [body[3 + index] for index in plan.order]
-            self._scheduler.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
+            request = Request((front, address), id, plan, frames, size, time.monotonic())
+            self._scheduler.submit(request)
         except MultitowerError as error:
             self._refused.add_of_model(plan.model, error.reason)
             raise
+        if self.on_accepted:
+            self._observe(request)
 
     def _admit_shared(
         self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]
@@ -102,7 +116,14 @@ class Admission:
         self.check_size(sum(sizes) + len(body[2]))
         check_frames(plan, sizes)
         in_order = [tensors[index] for index in plan.order]
-        self._scheduler.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, output_areas))
+        request = SharedRequest((front, address), id, plan, in_order, sum(sizes), now, output_areas)
+        self._scheduler.submit(request)
+        if self.on_accepted:
+            self._observe(request)
+
+    def _observe(self, request: Request) -> None:
+        for observe in tuple(self.on_accepted):  # one of them may end itself
+            observe(request)
 
     def check_size(self, size: int) -> None:
         """Checks the size of a request of any kind.

@@ -6,19 +6,21 @@ once. Nothing here blocks.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.containment import ErrorLog
-from ..scheduling.open_requests import Answer
+from ..scheduling.open_requests import Answer, Reply
 from ..scheduling.request import Request
 from ..scheduling.scheduler import Scheduler
 from .admission import Admission
 from .front_socket import FrontSocket, Incoming, internal_error
+from .observers import RequestObserver
 from .recent import RefusedRequests
 from .request_plans import RequestPlanner
 from .statistics import ModelStatistics
@@ -32,8 +34,18 @@ BURST_S = 0.005
 QueryAnswerer = Callable[[bytes, dict[str, Any], float], dict[str, Any]]
 """Takes the kind of a query, its header and monotonic seconds; returns the reply's header, or raises a refusal."""
 
+MetricsAnswer = Sequence[bytes] | MultitowerError
+"""The frames of the reply to `MT1:metrics`, from its header on, or an error."""
+
+MetricsAnswerer = Callable[[dict[str, Any], Callable[[MetricsAnswer], None]], None]
+"""Takes the header of an `MT1:metrics` request, and a function that it calls with the answer, now or later."""
+
 
 def _no_answer(_kind: bytes, _header: dict[str, Any], _now: float) -> dict[str, Any]:
+    raise RuntimeError("the router has not been opened")
+
+
+def _no_metrics(_header: dict[str, Any], _done: Callable[[MetricsAnswer], None]) -> None:
     raise RuntimeError("the router has not been opened")
 
 
@@ -47,9 +59,12 @@ class Clients:
         statistics: by model name and version.
         errors: gets what defects of multitower raise.
         refused: counts the requests that get an error without having been queued.
+        observers: get each request for inference once it has its answer.
 
     Attributes:
-        answer_query: answers the kinds other than `infer` and `cancel`; set before the first request is read.
+        answer_query: answers the kinds other than `infer`, `cancel` and `metrics`; set before the first request is
+            read, as `answer_metrics` is.
+        answer_metrics: answers `metrics`.
     """
 
     def __init__(
@@ -60,14 +75,17 @@ class Clients:
         statistics: Mapping[str, dict[str, ModelStatistics]],
         errors: ErrorLog,
         refused: RefusedRequests,
+        observers: Sequence[RequestObserver] = (),
     ) -> None:
         self.answer_query: QueryAnswerer = _no_answer
+        self.answer_metrics: MetricsAnswerer = _no_metrics
         self._scheduler = scheduler
         self._admission = admission
         self._planner = planner
         self._statistics = statistics
         self._errors = errors
         self._refused = refused
+        self._observers = observers
 
     # Requests.
 
@@ -87,7 +105,7 @@ class Clients:
         front.recheck()  # there may be more
 
     def _handle(self, front: FrontSocket, incoming: Incoming) -> None:
-        address, body = incoming
+        address, body = incoming.address, incoming.body
         id = b""
         try:
             if body is None:
@@ -101,15 +119,26 @@ class Clients:
             else:
                 self._answer_other(front, address, id, body)
         except MultitowerError as error:
-            self._reject(front, address, id, error)
+            self._reject(front, address, id, body, error)
         except Exception as error:  # noqa: BLE001  it is logged
             # A defect of multitower. Only this request fails.
             self._errors.add("handling a request", error, {"endpoint": front.endpoint})
-            self._reject(front, address, id, internal_error())
+            self._reject(front, address, id, body, internal_error())
 
-    def _reject(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
+    def _reject(
+        self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any] | None, error: MultitowerError
+    ) -> None:
         self._refused.add(error.reason)
         front.answer(address, id, error)
+        if self._observers and body is not None and len(body) > 2 and body[0] == wire.INFER:
+            now = time.monotonic()
+            # A larger one was refused unread, so it is not copied either.
+            header = bytes(body[2]) if len(body[2]) <= wire.MAX_HEADER_BYTES else b""
+            for observer in self._observers:
+                try:
+                    observer.observe_refusal(front, id, header, error, now)
+                except Exception as defect:  # noqa: BLE001  it is logged
+                    self._errors.add("observing a refused request", defect)
 
     def _answer_other(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
         """Answers a request of any kind but `infer`."""
@@ -128,6 +157,8 @@ class Clients:
             # The replies to the cancelled requests go first, then the reply to the order to cancel them.
             self.send_replies()
             front.answer(address, id, {"cancelled": cancelled})
+        elif kind == wire.METRICS:
+            self.answer_metrics(header, functools.partial(front.answer, address, id))
         else:
             front.answer(address, id, self.answer_query(kind, header, time.monotonic()))
 
@@ -139,14 +170,24 @@ class Clients:
         if not replies:
             return
         now = time.monotonic()
-        for request, answer in replies:
+        for reply in replies:
+            request = reply.request
             try:
-                self._send_reply(request, answer, now)
+                self._send_reply(request, reply.answer, now)
             except Exception as error:  # noqa: BLE001  it is logged
                 # A defect of multitower. Only this request fails.
                 self._errors.add("sending a reply", error, {"model": request.plan.model})
                 front, address = request.sender
                 front.answer(address, request.id, internal_error())
+        if self._observers:
+            self._observe(replies, now)
+
+    def _observe(self, replies: Sequence[Reply], now: float) -> None:
+        for observer in tuple(self._observers):  # one of them may end itself
+            try:
+                observer.observe_replies(replies, now)
+            except Exception as error:  # noqa: BLE001  it is logged; the clients have their replies
+                self._errors.add("observing requests", error)
 
     def _send_reply(self, request: Request, answer: Answer, now: float) -> None:
         front, address = request.sender

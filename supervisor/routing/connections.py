@@ -73,8 +73,8 @@ class Connections:
 
     def add(self, listener: Listener) -> None:
         """Accepts the clients of a listener from now on."""
-        self._listeners[listener.descriptor] = listener
         self._epoll.register(listener.descriptor, 0 if self.paused else select.EPOLLIN)
+        self._listeners[listener.descriptor] = listener
 
     def remove(self, listener: Listener) -> None:
         """Forgets a listener; call it before the listener is closed."""

@@ -22,12 +22,14 @@ from typing import Final
 import zmq
 
 from multitower.addresses import literal_version
+from multitower.durations import exact_duration
 
 from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..loop.runtime_dir import HeldError, NotBindableYetError, RuntimeDir
+from .binding import IPC
 from .connections import Connections
-from .front_socket import IPC, FrontSocket
+from .front_socket import FrontSocket
 from .unread import UnreadReplies
 
 log = logging.getLogger("multitower.daemon")
@@ -37,6 +39,9 @@ RUNTIME_DIR: Final = "runtime_dir"
 
 CONTROL_CONNECTIONS: Final = 32
 """Connections that the control endpoint may have, beside those of clients."""
+
+GATEWAY_CONNECTIONS: Final = 256
+"""Those of the gateway in addition: at most 64 threads, with two connections each, while another process takes over."""
 
 CONTROL_RESERVE: Final = 8
 """Descriptors that stay free when it accepts: fewer than for clients, so that an operator can still connect."""
@@ -70,6 +75,7 @@ class Endpoints:
         unread: counts what clients leave unread.
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
         connections: accepts the clients of the front sockets; the caller closes it after `close`.
+        for_gateway: whether the gateway gets an endpoint of its own in the runtime folder, whatever `listen` has.
         background: resolves the names of endpoints that are waited for, as those that are not resolved within
             `RESOLVE_S`; None if all endpoints must be bound at once.
 
@@ -79,7 +85,8 @@ class Endpoints:
         fronts: a bound socket for each endpoint that is not waited for.
         control: the bound socket of the control endpoint.
         connections: as given.
-        control_connections: accepts the clients of the control endpoint.
+        gateway: the bound socket of the gateway's endpoint; None without a gateway.
+        control_connections: accepts the clients of the control endpoint and of the gateway's.
         lost: why an endpoint or the runtime folder could not be made again, by endpoint or path.
         missing: why an endpoint could not be bound yet, by endpoint.
         retry_at: when `retry` must be called, in monotonic seconds.
@@ -101,6 +108,8 @@ class Endpoints:
         peer_timeout_s: float,
         connections: Connections,
         background: BackgroundJobs | None = None,
+        *,
+        for_gateway: bool = False,
     ) -> None:
         self.connections = connections
         self.lost: dict[str, str] = {}
@@ -127,7 +136,9 @@ class Endpoints:
             unresolved = set() if background is None else _find_unresolved(listen)
             for endpoint in listen:
                 if endpoint in unresolved:
-                    self._wait_for(endpoint, f"its name was not resolved within {RESOLVE_S:g} s; does DNS answer?")
+                    self._wait_for(
+                        endpoint, f"its name was not resolved within {exact_duration(RESOLVE_S)}; does DNS answer?"
+                    )
                     continue
                 try:
                     front = self._open(endpoint)
@@ -138,9 +149,15 @@ class Endpoints:
                 else:
                     stack.callback(front.close)
                     self._bound_as[endpoint] = front
-            self.control_connections = Connections(CONTROL_CONNECTIONS, reserve=CONTROL_RESERVE)
+            private = CONTROL_CONNECTIONS + (GATEWAY_CONNECTIONS if for_gateway else 0)
+            self.control_connections = Connections(private, reserve=CONTROL_RESERVE)
             stack.callback(self.control_connections.close)
             self.control = self._open(self._control_endpoint, connections=self.control_connections)
+            stack.callback(self.control.close)
+            self.gateway: FrontSocket | None = None
+            if for_gateway:
+                self.gateway = self._open(self._gateway_endpoint, connections=self.control_connections)
+                self.gateway.interface = "gateway"
             stack.pop_all()
         if self.missing:
             self.retry_at = -inf
@@ -205,6 +222,17 @@ class Endpoints:
     def _control_endpoint(self) -> str:
         return f"{IPC}{self.runtime.control_socket}"
 
+    @property
+    def _gateway_endpoint(self) -> str:
+        return f"{IPC}{self.runtime.gateway_socket}"
+
+    def _private(self) -> dict[FrontSocket, str]:
+        """The sockets in the runtime folder, and the endpoint that each of them is to have."""
+        private = {self.control: self._control_endpoint}
+        if self.gateway is not None:
+            private[self.gateway] = self._gateway_endpoint
+        return private
+
     def keep(self, now: float) -> None:
         """Makes the runtime folder and bound paths again that were removed; call it every `KEEP_S`.
 
@@ -218,8 +246,9 @@ class Endpoints:
             self.runtime.restore()
         except OSError as error:
             problems[str(self.runtime.path)] = f"the runtime folder was removed, and cannot be made again: {error}"
-        for front in (*self.fronts, self.control):
-            endpoint = self._control_endpoint if front is self.control else front.endpoint
+        private = self._private()
+        for front in (*self.fronts, *private):
+            endpoint = private.get(front, front.endpoint)
             try:
                 if front.restore(endpoint):
                     event(log, logging.WARNING, "endpoint was removed: it is bound again", endpoint=endpoint)
@@ -244,7 +273,8 @@ class Endpoints:
         Args:
             linger_ms: milliseconds that the last replies get to leave.
         """
-        self.control.close(CONTROL_LINGER_MS if linger_ms else 0)
+        for front in self._private():
+            front.close(CONTROL_LINGER_MS if linger_ms else 0)
         self.control_connections.close()
         for front in self.fronts:
             front.close(linger_ms)

@@ -5,32 +5,29 @@ The router has one for each address of `listen`, and the control endpoint is one
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import zmq
 
 from multitower import frames, liveness, tensors, wire
-from multitower.addresses import literal_version
 from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.containment import ErrorLog
 from ..loop.reactor import unwatched
-from ..loop.runtime_dir import HeldError, NotBindableYetError
 from ..loop.socket_path import SocketPath
+from .binding import IPC, bind, bind_error, listening_error, take_path
 from .connections import Connections
 from .listener import Listener, listen_on_path, take_listening_socket
 from .unread import MANY_MARK_BYTES, MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
 
 log = logging.getLogger("multitower.router")
 
-IPC = "ipc://"
 MAX_HOPS = 16
 """Address frames before the delimiter: the client's own, and one for each intermediary."""
 
@@ -44,36 +41,12 @@ MAX_RECENT = 8192
 """Connections after which those are forgotten that have got no reply meanwhile and have none unread."""
 
 
-_PASSING = frozenset(
-    (
-        errno.EADDRNOTAVAIL,
-        errno.ENODEV,
-        errno.ENETDOWN,
-        errno.ENOENT,
-        errno.EACCES,
-        errno.EROFS,
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EIO,
-        errno.ESTALE,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.ENOBUFS,
-    )
-)
-"""Errors of a bind that no change of the configuration file must mend.
-
-An address or a folder comes, permission is granted, a file system recovers, descriptors or memory become free.
-"""
-
-
 def internal_error() -> MultitowerError:
     """The error for a request that met a defect of multitower; the caller logs the traceback."""
     return make(Reason.INTERNAL_ERROR, "a defect of the daemon, whose log has the traceback")
 
 
-class Incoming(NamedTuple):
+class Incoming:
     """A message of a client.
 
     Attributes:
@@ -81,30 +54,11 @@ class Incoming(NamedTuple):
         body: the frames behind the delimiter; None without a delimiter behind at most `MAX_HOPS` frames.
     """
 
-    address: tuple[bytes, ...]
-    body: list[Any] | None
+    __slots__ = ("address", "body")
 
-
-def _bind(endpoint: str, socket: zmq.Socket[bytes]) -> None:
-    """Binds a socket; `*` is all addresses of both families, and a name its IPv4 address if it has one, else IPv6.
-
-    Raises:
-        zmq.ZMQError: it cannot be bound.
-    """
-    version = literal_version(endpoint)
-    first = version == 6 or endpoint.startswith("tcp://*:")
-    socket.set(zmq.IPV6, int(first))
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        # The machine has no IPv6, or the name no IPv4 address.
-        if version is not None or error.errno not in (zmq.EADDRNOTAVAIL, zmq.EAFNOSUPPORT, errno.ENODEV):
-            raise
-        socket.set(zmq.IPV6, int(not first))
-        try:
-            socket.bind(endpoint)
-        except zmq.ZMQError:
-            raise error from None
+    def __init__(self, address: tuple[bytes, ...], body: list[Any] | None) -> None:
+        self.address = address
+        self.body = body
 
 
 class FrontSocket:
@@ -121,7 +75,8 @@ class FrontSocket:
     Attributes:
         endpoint: as bound, with the real port.
         dropped: replies whose client had left or did not read.
-        recheck: called after each reply; see `Reactor.add_socket`.
+        recheck: called with each reply; see `Reactor.add_socket`.
+        interface: how its clients' requests came: `mt1`, or `gateway` where the gateway is the only client.
 
     Raises:
         HeldError: another process listens there.
@@ -141,6 +96,7 @@ class FrontSocket:
         self.dropped = 0
         self._errors = ErrorLog(log)
         self.recheck: Callable[[], None] = unwatched
+        self.interface = "mt1"
         self._unread = unread
         self._connections = connections
         self._listener: Listener | None = None
@@ -149,27 +105,22 @@ class FrontSocket:
         self._older: dict[bytes, Backlog] = {}
         self._mark_bytes = MARK_BYTES
         self._forgotten_bytes = 0  # small replies, at most, that a connection without a backlog may have got before
-        self._path = _take_path(endpoint) if endpoint.startswith(IPC) else None
+        self._path = take_path(endpoint) if endpoint.startswith(IPC) else None
         try:
             self.socket = context.socket(zmq.ROUTER)
         except BaseException as error:
             self._release_path()
             if isinstance(error, zmq.ZMQError):
-                raise _bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
+                raise bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
             raise
         try:
             self.endpoint = self._open(context, endpoint, max_message_size, peer_timeout_s)
         except BaseException as error:
             self.close()
-            if isinstance(error, UnicodeError):
-                raise OSError(f"cannot listen on {endpoint!a}: the address is not UTF-8") from None
-            if isinstance(error, zmq.ZMQError):
-                if error.errno == zmq.EADDRINUSE:
-                    raise HeldError(f"{endpoint} is in use by another process") from None
-                raise _bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
-            if isinstance(error, OSError):
-                raise _bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror or error}") from None
-            raise
+            translated = listening_error(endpoint, error)
+            if translated is error:
+                raise
+            raise translated from None
 
     def _open(
         self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int, peer_timeout_s: float
@@ -188,14 +139,19 @@ class FrontSocket:
         if self._path is not None:
             listening, bound = self._listen_on(self._path, endpoint), endpoint
         else:
-            bind = functools.partial(_bind, endpoint)
-            listening, bound = take_listening_socket(context, bind, self._connections.backlog)
+            bind_it = functools.partial(bind, endpoint)
+            listening, bound = take_listening_socket(context, bind_it, self._connections.backlog)
         try:
-            self._listener = Listener(context, self.socket, listening, bound)
+            listener = Listener(context, self.socket, listening, bound)
         except BaseException:
             listening.close()
             raise
-        self._connections.add(self._listener)
+        try:
+            self._connections.add(listener)
+        except BaseException:
+            listener.close()
+            raise
+        self._listener = listener
         return bound
 
     def _listen_on(self, path: SocketPath, endpoint: str) -> socket.socket:
@@ -228,7 +184,7 @@ class FrontSocket:
             if not self._path.retake():
                 return False  # only its lock was removed
         else:
-            path = _take_path(endpoint)
+            path = take_path(endpoint)
             self._path.release()
             # Together: if listening fails below, the next call takes this path again instead of a second lock on it.
             self._path, self.endpoint = path, endpoint
@@ -274,7 +230,9 @@ class FrontSocket:
         """The error for a request of this client while too much is unread, or None; see `UnreadReplies.refusal`."""
         return self._unread.refusal(self._find_backlog(address[0]), time.monotonic(), large)
 
-    def answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
+    def answer(
+        self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | Sequence[bytes] | MultitowerError
+    ) -> None:
         """Answers a request that was not executed. The answer is dropped, and counted, if the client does not read.
 
         It never raises: an answer that cannot be built is logged with its traceback, and replaced by an error.
@@ -282,7 +240,7 @@ class FrontSocket:
         Args:
             address: of the request.
             id: of the request.
-            answer: the header of the reply, or the error that the request gets.
+            answer: the header of the reply, or all its frames from the header on, or the error that the request gets.
         """
         if self._unread.total >= self._unread.high:
             backlog = self._find_backlog(address[0])
@@ -299,11 +257,15 @@ class FrontSocket:
                 self.dropped += 1
                 self._errors.add("sending an error reply", second, {"endpoint": self.endpoint})
 
-    def _answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
+    def _answer(
+        self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | Sequence[bytes] | MultitowerError
+    ) -> None:
         if isinstance(answer, MultitowerError):
             self.reply(address, wire.ERROR, id, (wire.dump_json(answer.to_wire()),))
-        else:
+        elif isinstance(answer, Mapping):
             self.reply(address, wire.OK, id, (wire.dump_json(answer),))
+        else:
+            self.reply(address, wire.OK, id, answer)
 
     def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> bool:
         """Sends the reply to an executed request.
@@ -373,6 +335,8 @@ class FrontSocket:
 
     def _send(self, message: Sequence[Any]) -> bool:
         """Sends a message, and returns True; counts it as dropped if its client has left."""
+        # Before it is sent: a send that fails may have used up the notification of requests that have arrived, too.
+        self.recheck()
         try:
             frames.send(self.socket, message)
         except zmq.ZMQError as error:
@@ -380,7 +344,6 @@ class FrontSocket:
                 raise
             self.dropped += 1
             return False
-        self.recheck()
         return True
 
     def _find_backlog(self, client: bytes) -> Backlog:
@@ -424,21 +387,3 @@ class FrontSocket:
         if self._path is not None:
             self._path.release()
             self._path = None
-
-
-def _take_path(endpoint: str) -> SocketPath:
-    path = Path(endpoint.removeprefix(IPC))
-    try:
-        return SocketPath(path)
-    except HeldError:
-        raise HeldError(f"{endpoint} is in use by another process") from None
-    except FileExistsError as error:
-        raise FileExistsError(f"cannot listen on {endpoint}: {error}") from None
-    except OSError as error:
-        folder = path.parent
-        what = f"the folder {folder} does not exist" if not folder.exists() else f"{folder}: {error.strerror}"
-        raise _bind_error(error.errno, f"cannot listen on {endpoint}: {what}") from None
-
-
-def _bind_error(number: int | None, message: str) -> OSError:
-    return NotBindableYetError(message) if number in _PASSING else OSError(message)

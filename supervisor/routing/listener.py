@@ -10,6 +10,10 @@ connections that it has accepted. So the daemon puts a valve before libzmq:
   watches the file that a descriptor referred to when it was added, as long as that file is open (epoll(7), Q6).
 - So libzmq calls accept() on the listening socket while the eventfd is readable, and only then. Meanwhile clients wait
   in the backlog of the listening socket, in the kernel, and the path of an ipc endpoint stays.
+- Before libzmq stops to listen, its epoll is made to watch the listening socket, for no event: libzmq removes the
+  descriptor from the epoll then, and aborts the process if the file that it refers to by then is not watched. The
+  descriptor must not refer to the eventfd again. libzmq's thread may have seen the valve open, and be about to call
+  accept(); it aborts the process if that fails because the file is no socket.
 
 While the valve is open, libzmq reports each connection to its monitor. The queue to it holds `MONITOR_QUEUE` events;
 when it is full, libzmq's thread waits until the daemon reads. So even if the daemon does not run for a while and cannot
@@ -21,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -79,6 +84,8 @@ class Listener:
             self._monitor.set(zmq.RCVHWM, 1)
             self._monitor.connect(monitor)
             self._polled = os.dup(self._valve)
+            # An epoll that watches a file which had this number before, and is open elsewhere, is not libzmq's.
+            others = _watching(self._polled)
             front.set(zmq.USE_FD, self._polled)
             try:
                 front.bind(endpoint)
@@ -86,7 +93,7 @@ class Listener:
                 os.close(self._polled)
                 raise
             # From here on, libzmq closes `_polled`.
-            _wait_until_watched(self._polled)
+            self._epoll = _wait_until_watched(self._polled, others)
             os.dup2(listening.fileno(), self._polled, inheritable=False)
             undo.pop_all()
 
@@ -131,8 +138,9 @@ class Listener:
 
     def close(self) -> None:
         """Stops listening. Call it before the front socket is closed."""
-        # libzmq removes from its epoll what it has added: the eventfd.
-        os.dup2(self._valve, self._polled, inheritable=False)
+        # See above. The eventfd, which is closed below, is not watched any more then.
+        with select.epoll.fromfd(os.dup(self._epoll)) as epoll:
+            epoll.register(self._polled, 0)
         # Nothing is accepted any more. A thread of libzmq that waits for room in the queue must not hold its lock.
         self.read_accepted()
         self._front.disable_monitor()
@@ -151,20 +159,28 @@ def _value(event: list[bytes]) -> int:
     return int.from_bytes(event[0][2:6], "little", signed=True)
 
 
-def _wait_until_watched(descriptor: int) -> None:
-    """Waits until an epoll of this process watches the descriptor.
+def _wait_until_watched(descriptor: int, others: set[int]) -> int:
+    """Waits until an epoll of this process watches the descriptor, and returns that epoll's descriptor.
+
+    Args:
+        descriptor: the watched one.
+        others: epolls that do not count.
 
     Raises:
         OSError: none does after `WATCH_S`.
     """
     until = time.monotonic() + WATCH_S
-    while not _is_watched(descriptor):
+    while True:
+        for found in _watching(descriptor) - others:
+            return found
         if time.monotonic() > until:
             raise OSError("libzmq does not watch its listening socket with an epoll")
         time.sleep(0.0005)
 
 
-def _is_watched(descriptor: int) -> bool:
+def _watching(descriptor: int) -> set[int]:
+    """Returns the epolls of this process that watch a descriptor of this number."""
+    watching: set[int] = set()
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # another thread has closed it
             if os.readlink(f"/proc/self/fd/{number}") == "anon_inode:[eventpoll]":
@@ -172,8 +188,8 @@ def _is_watched(descriptor: int) -> bool:
                     for line in lines:
                         words = line.split()
                         if words[:1] == [b"tfd:"] and int(words[1]) == descriptor:
-                            return True
-    return False
+                            watching.add(int(number))
+    return watching
 
 
 def listen_on_path(path: Path, backlog: int) -> socket.socket:

@@ -7,9 +7,10 @@ number of slots and of keys, and by the number of copies in a minute.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 WINDOW_S: Final = 60.0
 """Seconds that count as the last minute; up to `STEP_S` more, since a copy is made every `STEP_S` seconds."""
@@ -37,6 +38,37 @@ SLOTS: Final = 30 * _SLOTS_PER_DOUBLING
 """Slots of a histogram. The last one starts above an hour, and holds all longer times."""
 
 
+Counts = TypeVar("Counts", dict[str, int], list[int])
+
+
+class Copies(Generic[Counts]):
+    """Copies of some counts: one for each `STEP_S` of the last minute in which they changed."""
+
+    __slots__ = ("_due", "_kept")
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[float, Counts]] = deque()  # when it was made, a copy
+        self._due = -math.inf
+
+    def tick(self, now: float, counts: Counts) -> None:
+        """Copies the counts where it is time to; see `RecentCounts.tick`."""
+        if now < self._due:
+            return
+        self._due = now + STEP_S
+        if not self._kept or self._kept[-1][1] != counts:
+            self._kept.append((now, copy.copy(counts)))
+        while len(self._kept) > 1 and self._kept[1][0] <= now - WINDOW_S:
+            self._kept.popleft()
+
+    def minute_ago(self, now: float) -> Counts | None:
+        """Returns the counts of a minute ago; None where nothing had been counted or copied by then."""
+        found: Counts | None = None
+        for when, counts in self._kept:
+            if when <= now - WINDOW_S:
+                found = counts
+        return found
+
+
 class RecentCounts:
     """Counts by key, since the start and over the last minute.
 
@@ -44,12 +76,11 @@ class RecentCounts:
         total: by key, since the start.
     """
 
-    __slots__ = ("_copies", "_copy_at", "total")
+    __slots__ = ("_copies", "total")
 
     def __init__(self) -> None:
         self.total: dict[str, int] = {}
-        self._copies: deque[tuple[float, dict[str, int]]] = deque()
-        self._copy_at = -math.inf
+        self._copies: Copies[dict[str, int]] = Copies()
 
     def add(self, key: str) -> None:
         """Counts one more. Handlers choose the reasons of their errors, so their number and length are bounded."""
@@ -65,13 +96,7 @@ class RecentCounts:
         Args:
             now: monotonic seconds.
         """
-        if now < self._copy_at:
-            return
-        self._copy_at = now + STEP_S
-        if not self._copies or self._copies[-1][1] != self.total:
-            self._copies.append((now, dict(self.total)))
-        while len(self._copies) > 1 and self._copies[1][0] <= now - WINDOW_S:
-            self._copies.popleft()
+        self._copies.tick(now, self.total)
 
     def last_minute(self, now: float) -> dict[str, int]:
         """Returns the counts of the last minute, without keys that have none.
@@ -79,29 +104,39 @@ class RecentCounts:
         Args:
             now: monotonic seconds.
         """
-        before: dict[str, int] = {}
-        for when, copy in self._copies:
-            if when <= now - WINDOW_S:
-                before = copy
+        before = self._copies.minute_ago(now) or {}
         return {key: new for key, count in self.total.items() if (new := count - before.get(key, 0))}
 
 
+def slots_below(exponent: int) -> int:
+    """Returns how many slots of a histogram hold times of less than 2 to the power of `exponent` nanoseconds.
+
+    A slot starts at each of these times, so the counts of these slots are exact.
+
+    Args:
+        exponent: at least 10.
+    """
+    units = 1 << (exponent - _UNIT_SHIFT)
+    if units < 2 * _SLOTS_PER_DOUBLING:
+        return units
+    doublings = exponent - _UNIT_SHIFT - _SLOT_BITS
+    return (doublings << _SLOT_BITS) + _SLOTS_PER_DOUBLING
+
+
 class LatencyHistogram:
-    """How long requests took, since the start and over the last minute, in slots of a logarithmic scale.
+    """How long something took, since the start and over the last minute, in slots of a logarithmic scale.
 
     A percentile is exact to a sixteenth of its value, or to half a microsecond where that is more.
     """
 
-    __slots__ = ("_copies", "_copy_at", "_counts", "_total")
+    __slots__ = ("_copies", "_counts")
 
     def __init__(self) -> None:
         self._counts = [0] * SLOTS
-        self._total = 0
-        self._copies: deque[tuple[float, int, list[int]]] = deque()  # when, requests until then, by slot
-        self._copy_at = -math.inf
+        self._copies: Copies[list[int]] = Copies()
 
-    def add(self, ns: int) -> None:
-        """Counts a request that took `ns` nanoseconds."""
+    def add(self, ns: int, times: int = 1) -> None:
+        """Counts what took `ns` nanoseconds, `times` times."""
         units = ns >> _UNIT_SHIFT
         if units >= 2 * _SLOTS_PER_DOUBLING:
             exponent = units.bit_length() - 1 - _SLOT_BITS
@@ -110,8 +145,8 @@ class LatencyHistogram:
                 units = SLOTS - 1
         elif units < 0:
             units = 0
-        self._counts[units] += 1
-        self._total += 1
+        counts = self._counts
+        counts[units] = counts[units] + times  # cheaper than `+=` where it is compiled
 
     def tick(self, now: float) -> None:
         """Copies the counts every `STEP_S` seconds where they have changed; call it more often.
@@ -119,13 +154,16 @@ class LatencyHistogram:
         Args:
             now: monotonic seconds.
         """
-        if now < self._copy_at:
-            return
-        self._copy_at = now + STEP_S
-        if not self._copies or self._copies[-1][1] != self._total:
-            self._copies.append((now, self._total, list(self._counts)))
-        while len(self._copies) > 1 and self._copies[1][0] <= now - WINDOW_S:
-            self._copies.popleft()
+        self._copies.tick(now, self._counts)
+
+    def add_counts(self, other: LatencyHistogram) -> None:
+        """Adds the counts since the start of another histogram."""
+        for slot, count in enumerate(other._counts):
+            self._counts[slot] += count
+
+    def copy_counts(self) -> list[int]:
+        """Returns the counts since the start: one for each slot."""
+        return self._counts.copy()
 
     def percentiles_ms(self, now: float, shares: tuple[float, ...]) -> list[float | None]:
         """Returns for each share the time that this share of the requests of the last minute did not exceed.
@@ -137,10 +175,8 @@ class LatencyHistogram:
         Returns:
             Milliseconds, one for each share; None without a request.
         """
-        before, total = [0] * SLOTS, self._total
-        for when, total_then, copy in self._copies:
-            if when <= now - WINDOW_S:
-                before, total = copy, self._total - total_then
+        before = self._copies.minute_ago(now) or [0] * SLOTS
+        total = sum(self._counts) - sum(before)
         found: list[float | None] = []
         passed = slot = 0
         for share in shares:
@@ -172,12 +208,13 @@ class RefusedRequests:
         of_models: those whose model is known, by its name.
     """
 
-    __slots__ = ("by_reason", "count", "of_models")
+    __slots__ = ("_of_removed_models", "by_reason", "count", "of_models")
 
     def __init__(self) -> None:
         self.count = 0
         self.by_reason = RecentCounts()
         self.of_models: dict[str, RecentCounts] = {}
+        self._of_removed_models: dict[str, int] = {}  # by reason
 
     def add(self, reason: str) -> None:
         """Counts a request."""
@@ -193,7 +230,18 @@ class RefusedRequests:
 
     def remove_model(self, model: str) -> None:
         """Forgets a model that has been removed from the configuration."""
-        self.of_models.pop(model, None)
+        counts = self.of_models.pop(model, None)
+        if counts is not None:
+            for reason, count in counts.total.items():
+                self._of_removed_models[reason] = self._of_removed_models.get(reason, 0) + count
+
+    def without_model(self) -> dict[str, int]:
+        """Returns how many requests were refused since the start that named no known model, by reason."""
+        left = dict(self.by_reason.total)
+        for counts in (self._of_removed_models, *[each.total for each in self.of_models.values()]):
+            for reason, count in counts.items():
+                left[reason] = left.get(reason, 0) - count
+        return {reason: count for reason, count in left.items() if count > 0}
 
     def tick(self, now: float) -> None:
         """Keeps the last minute; call it at least every `STEP_S` seconds."""

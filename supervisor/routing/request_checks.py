@@ -69,14 +69,14 @@ def check_inputs(given: Sequence[wire.Tensor], declared: Sequence[TensorReport])
         if tensor.datatype != report.datatype:
             raise make(
                 Reason.DATATYPE_MISMATCH,
-                f"the input {tensor.name!r} is {report.datatype}, not {tensor.datatype}",
+                f"the model takes {report.datatype} for the input {tensor.name!r}; the request has {tensor.datatype}",
                 field=tensor.name,
             )
         if report.shape is not None and not _fits(tensor.shape, report.shape):
             raise make(
                 Reason.SHAPE_INVALID,
-                f"the input {tensor.name!r} has the shape {list(report.shape)} (-1: any size), "
-                f"not {list(tensor.shape)}",
+                f"the model takes the shape {list(report.shape)} (-1: any size) for the input {tensor.name!r}; the "
+                f"request has {list(tensor.shape)}",
                 field=tensor.name,
             )
     given_names = {tensor.name for tensor in given}

@@ -15,6 +15,7 @@ from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, SignatureReport, TensorReport
+from multitower.trace_context import split_header
 from multitower.worker_wire import SIZES, KeySpec
 
 from ..scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
@@ -59,6 +60,9 @@ class RequestPlanner:
         self._timeouts = timeouts
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._plans_bytes = 0
+        # The header looked up last, and its plan: most requests have the header of the one before.
+        self._last_header = b""
+        self._last_plan: Plan | None = None
         self._keys: dict[tuple[KeySpec, int, str], BatchKey] = {}
         self._keys_bytes = 0
 
@@ -110,6 +114,7 @@ class RequestPlanner:
 
     def _discard_plans(self) -> None:
         self._plans.clear()
+        self._last_plan = None
         self._keys.clear()
         self._plans_bytes = self._keys_bytes = 0
 
@@ -154,10 +159,23 @@ class RequestPlanner:
             NotFound: `model_unknown`, `version_unknown` or `signature_unknown`.
             Unavailable: `no_worker`: no worker has loaded the model.
         """
-        plan = self._plans.get(header)
-        if plan is not None:
-            self._plans.move_to_end(header)
+        plan = self._last_plan
+        if plan is not None and header == self._last_header:
             return plan
+        plan = self._plans.get(header)
+        if plan is None:
+            bare, trace = split_header(header)
+            if trace is not None:
+                # No other request has this header, so only the plan for the rest of it is worth keeping.
+                return self.plan(bare).with_trace(trace)
+            plan = self._add_plan(header)
+        else:
+            self._plans.move_to_end(header)
+        self._last_header, self._last_plan = header, plan
+        return plan
+
+    def _add_plan(self, header: bytes) -> Plan:
+        """Makes the plan for a header, and caches it."""
         parsed = parse_infer_header(header)
         try:
             plan = self._make_plan(parsed, len(header))
@@ -229,6 +247,7 @@ class RequestPlanner:
             priority=header.priority or NORMAL_PRIORITY,
             shared=_shared(header),
             sizes_frame=sizes_frame,
+            trace=header.trace,
         )
 
     def change_plan(self, plan: Plan, report: ModelReport) -> Plan:
@@ -242,7 +261,7 @@ class RequestPlanner:
         spec, rows, sizes_frame = key.spec, plan.rows, plan.sizes_frame
         signature = find_signature(report, spec.signature)
         if spec.batched and signature.max_batch_size == 0:
-            inputs = _whole_shapes(spec.inputs, rows, sizes_frame)
+            inputs = whole_inputs(plan)
             spec = KeySpec(spec.model, inputs, spec.outputs, False, spec.signature, spec.version)
             rows, sizes_frame = 1, None
         # A request may run unbatched though its signature is batched: it gives an input that has no rows, for example.
@@ -312,18 +331,19 @@ def _with_variable_sizes(inputs: _Inputs, declared: Sequence[TensorReport] | Non
     return (*variable, (SIZES, "INT64", (len(sizes),))), struct.pack(f"<{len(sizes)}q", *sizes)
 
 
-def _whole_shapes(inputs: _Inputs, rows: int, sizes_frame: bytes | None) -> _Inputs:
-    """The inputs of a batched key with the whole shapes that they have in one request.
+def whole_inputs(plan: Plan) -> _Inputs:
+    """Name, datatype and whole shape of each input of a request, in the order of its key.
 
     Args:
-        inputs: name, datatype and dimensions but the first.
-        rows: of the request.
-        sizes_frame: the sizes of its variable dimensions, as `_with_variable_sizes` made it.
+        plan: of the request.
     """
-    if sizes_frame is not None:
-        sizes = iter(struct.unpack(f"<{len(sizes_frame) // 8}q", sizes_frame))
+    inputs = plan.key.spec.inputs
+    if not plan.key.spec.batched:
+        return inputs
+    if plan.sizes_frame is not None:
+        sizes = iter(struct.unpack(f"<{len(plan.sizes_frame) // 8}q", plan.sizes_frame))
         inputs = tuple(
             (name, datatype, tuple(next(sizes) if size == -1 else size for size in dims))
             for name, datatype, dims in inputs[:-1]
         )
-    return tuple((name, datatype, (rows, *dims)) for name, datatype, dims in inputs)
+    return tuple((name, datatype, (plan.rows, *dims)) for name, datatype, dims in inputs)

@@ -14,8 +14,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import zmq
-
 from multitower import batch_results, wire, worker_wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
@@ -29,14 +27,16 @@ from ..scheduling.worker import Batch, Served, Worker
 from . import regions
 from .admission import Admission
 from .batching_findings import BatchingFindings
-from .clients import Clients, QueryAnswerer
+from .clients import Clients, MetricsAnswerer, QueryAnswerer
 from .front_socket import FrontSocket, internal_error
+from .observers import RequestObserver, record_run
 from .recent import RefusedRequests
 from .request_plans import RequestPlanner
 from .routes import Route, models_of_towers
 from .statistics import BatchTimes, ModelStatistics
 from .unread import UnreadReplies
 from .worker_connection import WorkerConnection, WorkerProtocolError
+from .worker_totals import WorkerTotals
 
 log = logging.getLogger("multitower.router")
 
@@ -56,10 +56,14 @@ class Router:
         scheduler: the queues, the workers' load and the open requests.
         planner: the models as clients may ask for them.
         statistics: by model name and version.
+        removed_statistics: by model name, of all versions that are not served any more.
         routes: to each worker that serves.
+        worker_totals: what the workers of each slot have done, by its number.
         batching: what workers have found out about how models may be batched.
         unread: as given.
         refused: requests that got an error without having been queued.
+        observers: get each request once it has its answer.
+        on_accepted: called with each request that is accepted, while its inputs are there. They must not raise.
         models_to_remove: models that are refused as unknown once their last worker is withdrawn.
     """
 
@@ -77,36 +81,47 @@ class Router:
         self.planner = RequestPlanner(timeouts, self.scheduler.refusal_for_new_request, self.refused)
         self.fronts: list[FrontSocket] = []
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
+        self.removed_statistics: dict[str, ModelStatistics] = {}
         self.routes: dict[Worker, Route] = {}
+        self.worker_totals: dict[int, WorkerTotals] = {}
         self.batching = BatchingFindings(self.scheduler, self.planner, self.routes)
         self.models_to_remove: set[str] = set()
         self._removals_due: set[str] = set()  # models to remove once no worker has them any more
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
         self.unread = unread or UnreadReplies()
         self._admission = Admission(self.scheduler, self.planner, max_message_size, self.unread, self.refused)
+        self.observers: list[RequestObserver] = []
+        self.on_accepted = self._admission.on_accepted
         self._clients = Clients(
-            self.scheduler, self._admission, self.planner, self.statistics, self._errors, self.refused
+            self.scheduler, self._admission, self.planner, self.statistics, self._errors, self.refused, self.observers
         )
 
     # Clients.
 
-    def open(self, fronts: Sequence[FrontSocket], answer_query: QueryAnswerer) -> None:
+    def open(self, fronts: Sequence[FrontSocket], answer_query: QueryAnswerer, answer_metrics: MetricsAnswerer) -> None:
         """Sets what `receive` needs.
 
         Args:
             fronts: the bound sockets.
-            answer_query: answers the kinds other than `infer` and `cancel`.
+            answer_query: answers the kinds other than `infer`, `cancel` and `metrics`.
+            answer_metrics: answers `metrics`.
         """
         self.fronts = list(fronts)
         self._clients.answer_query = answer_query
+        self._clients.answer_metrics = answer_metrics
 
     def receive(self, front: FrontSocket) -> None:
         """Reads a burst of requests from a front socket."""
         self._clients.receive(front)
 
-    def start_draining(self) -> None:
-        """Refuses new requests for inference from now on; those that were accepted still get their answers."""
+    def start_draining(self, last: FrontSocket | None = None) -> None:
+        """Refuses new requests for inference from now on; those that were accepted still get their answers.
+
+        Args:
+            last: a front socket whose requests are still accepted, until the next call without it; None for none.
+        """
         self._admission.draining = True
+        self._admission.drained_last = last
 
     # Models.
 
@@ -161,6 +176,7 @@ class Router:
             self.scheduler.remove_model(name)
             self._clients.send_replies()  # before the statistics, which count them, are removed
             del self.statistics[name]
+            self.removed_statistics.pop(name, None)
             self.refused.remove_model(name)
 
     def close_model(self, name: str) -> None:
@@ -212,9 +228,9 @@ class Router:
             served.update(self._admit_versions(of_model, generations))
             self.scheduler.mark_available(name)
         models = models_of_towers(towers, by_model, served)
-        batch_times = BatchTimes()
+        batch_times, totals = BatchTimes(), self.worker_totals.setdefault(slot, WorkerTotals())
         routes = [
-            Route(worker, connection, by_model, batch_times, [worker_wire.tower_head(tower)] if towers > 1 else [])
+            Route(worker, connection, by_model, batch_times, totals, _tower_head(tower, towers))
             for tower, worker in enumerate(self.scheduler.add_process(slot, device, models, now))
         ]
         for route in routes:
@@ -265,8 +281,9 @@ class Router:
     def _retain_versions_of(self, model: str, versions: Collection[str]) -> None:
         self.planner.retain_versions(model, versions)
         statistics = self.statistics[model]
-        for version in statistics.keys() - set(self.planner.catalog.versions(model)):
-            del statistics[version]
+        # Those without a version count requests that no version has answered, which goes on.
+        for version in statistics.keys() - {"", *self.planner.catalog.versions(model)}:
+            self.removed_statistics.setdefault(model, ModelStatistics()).add_removed(statistics.pop(version))
 
     def remove_worker(
         self, route: Route, now: float, *, crashed: bool, begun: Sequence[int], death: Death | None = None
@@ -300,28 +317,31 @@ class Router:
     # Results.
 
     def receive_from_worker(self, connection: WorkerConnection) -> bool:
-        """Reads one message of a worker process, if one has arrived.
+        """Writes and reads as much as can be at once, and handles the messages that a worker process has sent.
 
         A result is handled here. Any other message goes to `connection.on_message`; when a result cannot be handled,
         `connection.on_error` gets the error.
 
         Returns:
-            Whether a message had arrived.
+            Whether anything had arrived.
+
+        Raises:
+            WorkerProtocolError: what has arrived is no message.
         """
-        message = connection.receive()
-        if message is None:
-            return False
-        connection.recheck()  # there may be more, though seldom; the reactor looks once its next batch has been sent
-        if bytes(message[0])[:1] != worker_wire.RESULT:
-            connection.on_message(message)
-            return True
-        route = self._routes_by_connection.get(connection)
-        if route is not None:
-            try:
-                self.handle_result(route, message)
-            except WorkerProtocolError as error:
-                connection.on_error(error)
-        return True
+        connection.write()
+        arrived = connection.read()
+        while (message := connection.receive()) is not None:
+            arrived = True
+            if bytes(message[0])[:1] != worker_wire.RESULT:
+                connection.on_message(message)
+                continue
+            route = self._routes_by_connection.get(connection)
+            if route is not None:
+                try:
+                    self.handle_result(route, message)
+                except WorkerProtocolError as error:
+                    connection.on_error(error)
+        return arrived
 
     def handle_result(self, route: Route, message: list[Any]) -> None:
         """Handles the result of a batch.
@@ -336,26 +356,30 @@ class Router:
             StateError: the scheduler failed.
         """
         try:
-            batch_id, entries, timing = batch_results.read_result(message)
-            answers = [_model_error(entry) if isinstance(entry, bytes) else entry for entry in entries]
+            result = batch_results.read_result(message)
+            answers = [_model_error(entry) if isinstance(entry, bytes) else entry for entry in result.answers]
         except Exception as error:
             raise WorkerProtocolError("a result that cannot be read") from error
         if len(route.towers) > 1:
-            route = next((each for each in route.towers if each.executes(batch_id)), route)
+            route = next((each for each in route.towers if each.executes(result.batch_id)), route)
         now = time.monotonic()
         # Assembling its inputs counts as part of the way to the worker, since it can overlap with another batch.
+        timing = result.timing
         busy_s = (timing.compute_ns + timing.slice_ns) / 1e9
         try:
-            batch = self.scheduler.finish(route.worker, batch_id, answers, now, busy_s)
+            batch = self.scheduler.finish(route.worker, result.batch_id, answers, now, busy_s)
         except Exception as error:
             raise StateError("the scheduler failed in finish") from error
         if batch is None:
-            raise WorkerProtocolError(f"answers to batch {batch_id}, which it was not executing")
+            raise WorkerProtocolError(f"answers to batch {result.batch_id}, which it was not executing")
+        if self.observers:
+            record_run(batch, now, timing.assemble_ns, timing.compute_ns, timing.slice_ns)
         route.batches += 1
         route.batch_times.add(now, now - batch.started, batch.rows)
+        route.totals.add(now - batch.started, batch.rows)
         batches = 1 if batch.key.max_batch_size else len(answers)
         self.statistics[batch.key.spec.model][batch.requests[0].version].count_batches(
-            batches, batch.rows, len(answers), *timing
+            batches, batch.rows, len(answers), timing.assemble_ns, timing.compute_ns, timing.slice_ns
         )
 
     # Batches and replies.
@@ -386,6 +410,12 @@ class Router:
         for of_model in self.statistics.values():
             for statistics in of_model.values():
                 statistics.tick(now)
+        running = dict.fromkeys(self.worker_totals, 0.0)
+        for worker, route in self.routes.items():
+            if worker is worker.towers[0]:
+                running[worker.slot] += sum(route.running_s(now))
+        for slot, running_s in running.items():
+            self.worker_totals[slot].tick(now, running_s)
 
     def _send(self, batch: Batch) -> None:
         route = self.routes[batch.worker]
@@ -408,7 +438,7 @@ def _send_to_worker(connection: WorkerConnection, message: list[Any]) -> None:
     """
     try:
         connection.send(message)
-    except (zmq.ZMQError, MemoryError) as error:
+    except (OSError, MemoryError) as error:
         connection.on_error(error)
         raise
 
@@ -432,6 +462,10 @@ def _batch_message(batch: Batch, joined: bool, description: Sequence[bytes]) -> 
     rows = [request.rows for request in requests]
     head = worker_wire.batch_head(batch.id, batch.key.id, rows, joined=joined, described=bool(description))
     return [head, *description, *frames]
+
+
+def _tower_head(tower: int, towers: int) -> list[bytes]:
+    return [worker_wire.tower_head(tower)] if towers > 1 else []
 
 
 def _version_number(report: ModelReport) -> int:

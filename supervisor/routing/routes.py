@@ -11,6 +11,7 @@ from multitower.spec import ModelReport
 from ..scheduling.worker import Served, Worker
 from .statistics import BatchTimes
 from .worker_connection import WorkerConnection
+from .worker_totals import WorkerTotals
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +23,7 @@ class Route:
         connection: to the process.
         reports: what the process has loaded, by model name; of each model the newest version last.
         batch_times: the latest batches of all towers of the process.
+        totals: counts the batches of its slot.
         head: frames in front of each batch: the tower's number, where the process has several towers; else none.
         known_keys: the batch keys that the worker knows, each with whether its inputs travel joined.
         batches: answered by this worker.
@@ -32,6 +34,7 @@ class Route:
     connection: WorkerConnection
     reports: dict[str, list[ModelReport]]
     batch_times: BatchTimes
+    totals: WorkerTotals
     head: list[bytes]
     known_keys: worker_wire.KeyMemory = field(default_factory=worker_wire.KeyMemory)
     batches: int = 0
@@ -50,6 +53,22 @@ class Route:
     def depth(self) -> int:
         """Rows that the process has got and not answered."""
         return sum(worker.depth for worker in self.workers)
+
+    def running_s(self, now: float) -> list[float]:
+        """For how long each batch has been running that a tower of the process executes, in seconds.
+
+        Args:
+            now: monotonic seconds.
+        """
+        return [max(0.0, now - worker.batch.started) for worker in self.workers if worker.batch is not None]
+
+    def busy_ratio(self, now: float) -> float:
+        """The share of the last two seconds in which the process was executing batches, from 0 to 1.
+
+        Args:
+            now: monotonic seconds.
+        """
+        return self.totals.busy_ratio(now, sum(self.running_s(now)), len(self.towers))
 
     @property
     def completed(self) -> int:

@@ -28,6 +28,9 @@ _STEP_S = 0.5
 
 _STEPS = round(RATE_S / _STEP_S)
 
+BATCH_ROWS_EXPONENTS = 14
+"""Batches are counted by their rows: up to 1, 2, 4 and so on, up to 2 to the power of one less than this; and more."""
+
 
 @dataclass(slots=True)
 class Duration:
@@ -62,6 +65,9 @@ class ModelStatistics:
         compute_output: slicing the outputs.
         last_ms: when the last batch was answered, milliseconds since the Unix epoch; 0 before the first.
         latency: of answered requests, from receipt to reply.
+        queue_times: of answered requests, from receipt to sending the request to a worker.
+        compute_times: of batches, executing the model.
+        batch_sizes: how many batches had up to 1 row, up to 2, up to 4 and so on; see `BATCH_ROWS_EXPONENTS`.
         errors: requests that got an error, by its reason.
         last_error: when the last one got an error, in monotonic seconds; None before the first.
     """
@@ -77,6 +83,9 @@ class ModelStatistics:
     compute_output: Duration = field(default_factory=Duration)
     last_ms: int = 0
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+    queue_times: LatencyHistogram = field(default_factory=LatencyHistogram)
+    compute_times: LatencyHistogram = field(default_factory=LatencyHistogram)
+    batch_sizes: list[int] = field(default_factory=lambda: [0] * (BATCH_ROWS_EXPONENTS + 1))
     errors: RecentCounts = field(default_factory=RecentCounts)
     last_error: float | None = None
 
@@ -95,8 +104,10 @@ class ModelStatistics:
         success.count += 1
         success.ns += total_ns
         self.latency.add(total_ns)
+        queue_ns = int(queue_s * 1e9)
         queue.count += 1
-        queue.ns += int(queue_s * 1e9)
+        queue.ns += queue_ns
+        self.queue_times.add(queue_ns)
 
     def count_failure(self, reason: str, total_s: float, now: float) -> None:
         """Counts a request that got an error.
@@ -110,6 +121,28 @@ class ModelStatistics:
         self.errors.add(reason)
         self.last_error = now
 
+    def add_removed(self, other: ModelStatistics) -> None:
+        """Adds the counts since the start of another version; its last minute is forgotten."""
+        self.rows += other.rows
+        self.batches += other.batches
+        self.batch_rows += other.batch_rows
+        for mine, others in (
+            (self.success, other.success),
+            (self.fail, other.fail),
+            (self.queue, other.queue),
+            (self.compute_input, other.compute_input),
+            (self.compute_infer, other.compute_infer),
+            (self.compute_output, other.compute_output),
+        ):
+            mine.add(others.count, others.ns)
+        self.latency.add_counts(other.latency)
+        self.queue_times.add_counts(other.queue_times)
+        self.compute_times.add_counts(other.compute_times)
+        for exponent, count in enumerate(other.batch_sizes):
+            self.batch_sizes[exponent] += count
+        for reason, count in other.errors.total.items():
+            self.errors.total[reason] = self.errors.total.get(reason, 0) + count
+
     def tick(self, now: float) -> None:
         """Keeps what counts as the last minute; call it several times a minute."""
         self.latency.tick(now)
@@ -118,9 +151,17 @@ class ModelStatistics:
     def count_batches(
         self, batches: int, rows: int, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int
     ) -> None:
-        """Counts a worker's result: the batches, rows and requests in it, and its times in nanoseconds."""
+        """Counts a worker's result: the batches, rows and requests in it, and its times in nanoseconds.
+
+        Of several batches, which are requests that run unbatched, each counts with the mean of their rows and times.
+        """
         self.batches += batches
         self.batch_rows += rows
+        exponent = (rows // batches - 1).bit_length() if rows > batches else 0
+        if exponent > BATCH_ROWS_EXPONENTS:
+            exponent = BATCH_ROWS_EXPONENTS
+        self.batch_sizes[exponent] += batches
+        self.compute_times.add(compute_ns // batches, batches)
         self.compute_input.add(requests, assemble_ns)
         self.compute_infer.add(requests, compute_ns)
         self.compute_output.add(requests, slice_ns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
+from multitower.durations import exact_duration
 from multitower.errors import MultitowerError, Reason, make
 
 from .request import Plan, Request
@@ -20,7 +21,7 @@ TICK_S = 0.005
 def describe_limit(plan: Plan) -> str:
     """Which limit sets the deadline of a request, and its value, for people."""
     whose = "the request's timeout" if plan.timeout_is_own else f"queue.timeout of {plan.model!r}"
-    return f"{whose} is {plan.timeout_s:g} s"
+    return f"{whose} is {exact_duration(plan.timeout_s)}"
 
 
 def limit_details(plan: Plan) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import math
 from collections import OrderedDict
 from typing import Final
 
+from .request import BatchKey
+
 MIN_MEASURED: Final = 3
 """Batches that must be measured before an estimate is used: the first batch of a process is often slower."""
 
@@ -24,6 +26,9 @@ MIN_OUTLIER_SHARE: Final = 0.25
 
 OUTLIER_STREAK: Final = 4
 """This many outliers in a row on the same side mean that the speed of the device has changed."""
+
+USUAL_AFTER_S: Final = 60.0
+"""Seconds after which a changed speed of a device counts as its usual one."""
 
 MAX_KEYS: Final = 64
 """Batch keys with an estimate, per worker: clients that keep sending new shapes make new keys."""
@@ -41,6 +46,7 @@ class Estimate:
         row_s: seconds per row.
         deviation_s: mean difference between measured and estimated times, in seconds.
         known: whether enough batches have been measured.
+        measured_at: when the last batch was measured, in monotonic seconds.
     """
 
     __slots__ = (
@@ -50,17 +56,21 @@ class Estimate:
         "_rows_rows",
         "_rows_s",
         "_s",
+        "_slowdown",
+        "_slowed_at",
         "_streak",
         "_weight",
         "deviation_s",
         "fixed_s",
         "known",
+        "measured_at",
         "row_s",
     )
 
     def __init__(self) -> None:
-        self.fixed_s = self.row_s = self.deviation_s = 0.0
+        self.fixed_s = self.row_s = self.deviation_s = self.measured_at = 0.0
         self.known = False
+        self._slowdown, self._slowed_at = 1.0, -math.inf
         self._first: list[tuple[int, float]] = []
         # Weighted sums over the batches: of 1, rows, seconds, rows squared, rows times seconds.
         self._weight = self._rows = self._s = self._rows_rows = self._rows_s = 0.0
@@ -78,11 +88,34 @@ class Estimate:
         """
         return max(self.seconds(min(rows, int(self._rows / self._weight))) - self.deviation_s, 0.0)
 
-    def add(self, rows: int, seconds: float) -> None:
-        """Adds a measured batch."""
+    @property
+    def mean_rows(self) -> float:
+        """The rows of a batch on average; the estimate must be known."""
+        return self._rows / self._weight
+
+    def slowdown(self, now: float) -> float:
+        """How many times as long batches take as before the speed of the device changed, within `USUAL_AFTER_S`.
+
+        Args:
+            now: monotonic seconds.
+
+        Returns:
+            A factor; 1.0 if it has not changed, or has become faster.
+        """
+        return self._slowdown if now - self._slowed_at <= USUAL_AFTER_S else 1.0
+
+    def add(self, rows: int, seconds: float, now: float) -> None:
+        """Adds a measured batch.
+
+        Args:
+            rows: that were executed.
+            seconds: that it took.
+            now: monotonic seconds.
+        """
         seconds = max(seconds, _MIN_S)
+        self.measured_at = now
         if self.known:
-            self._count(rows, self._limited(rows, seconds))
+            self._count(rows, self._limited(rows, seconds, now))
             self._fit()
             return
         self._first.append((rows, seconds))
@@ -96,12 +129,12 @@ class Estimate:
             self._first.clear()
             self.known = True
 
-    def rescale(self, rows: int, seconds: float) -> None:
+    def rescale(self, rows: int, seconds: float, now: float) -> None:
         """Scales the whole estimate so that it fits this batch: the speed of the device has changed."""
         if self.known:
-            self._scale(max(seconds, _MIN_S) / max(self.seconds(rows), _MIN_S))
+            self._scale(max(seconds, _MIN_S) / max(self.seconds(rows), _MIN_S), now)
 
-    def _limited(self, rows: int, seconds: float) -> float:
+    def _limited(self, rows: int, seconds: float, now: float) -> float:
         """The time that a measured batch counts with: an outlier's is limited."""
         expected = max(self.seconds(rows), _MIN_S)
         difference = seconds - expected
@@ -118,7 +151,7 @@ class Estimate:
             self._streak, self._factor = side, factor
         if abs(self._streak) == OUTLIER_STREAK:
             self._streak = 0
-            self._scale(self._factor)
+            self._scale(self._factor, now)
             return self.seconds(rows)
         self.deviation_s += _DEVIATION_STEP * (limit - self.deviation_s)
         return max(expected + math.copysign(limit, difference), _MIN_S)
@@ -130,7 +163,9 @@ class Estimate:
         self._rows_rows = DECAY * self._rows_rows + rows * rows
         self._rows_s = DECAY * self._rows_s + rows * seconds
 
-    def _scale(self, factor: float) -> None:
+    def _scale(self, factor: float, now: float) -> None:
+        self._slowdown = max(self.slowdown(now) * factor, 1.0)
+        self._slowed_at = now
         self._s *= factor
         self._rows_s *= factor
         self.deviation_s *= factor
@@ -149,10 +184,11 @@ class Estimate:
 class Estimates:
     """The estimates of a worker, by batch key; the `MAX_KEYS` most recently used ones are kept."""
 
-    __slots__ = ("_by_key",)
+    __slots__ = ("_by_key", "_keys")
 
     def __init__(self) -> None:
         self._by_key: OrderedDict[int, Estimate] = OrderedDict()
+        self._keys: dict[int, BatchKey] = {}
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -162,13 +198,19 @@ class Estimates:
         estimate = self._by_key.get(key_id)
         return estimate if estimate is not None and estimate.known else None
 
-    def add(self, key_id: int, rows: int, seconds: float) -> None:
-        """Adds a measured batch of this key."""
-        estimate = self._by_key.get(key_id)
+    def known(self) -> list[tuple[BatchKey, Estimate]]:
+        """The keys that have an estimate, each with it."""
+        return [(self._keys[id], estimate) for id, estimate in self._by_key.items() if estimate.known]
+
+    def add(self, key: BatchKey, rows: int, seconds: float, now: float) -> None:
+        """Adds a measured batch of this key; see `Estimate.add`."""
+        estimate = self._by_key.get(key.id)
         if estimate is None:
-            estimate = self._by_key[key_id] = Estimate()
+            estimate = self._by_key[key.id] = Estimate()
+            self._keys[key.id] = key
             if len(self._by_key) > MAX_KEYS:
-                self._by_key.popitem(last=False)
+                oldest, _ = self._by_key.popitem(last=False)
+                del self._keys[oldest]
         else:
-            self._by_key.move_to_end(key_id)
-        estimate.add(rows, seconds)
+            self._by_key.move_to_end(key.id)
+        estimate.add(rows, seconds, now)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from multitower.errors import MultitowerError, Reason, make
 
@@ -31,11 +30,14 @@ def log_each_error(doing: str, error: Exception) -> None:
     log.error("internal error while %s", doing, exc_info=error)
 
 
-class Reply(NamedTuple):
+class Reply:
     """An answer to send."""
 
-    request: Request
-    answer: Answer
+    __slots__ = ("answer", "request")
+
+    def __init__(self, request: Request, answer: Answer) -> None:
+        self.request = request
+        self.answer = answer
 
 
 class OpenRequests:
@@ -60,7 +62,12 @@ class OpenRequests:
     def add(self, request: Request) -> None:
         """Adds a new request, which will get one answer."""
         self._deadlines.add(request)
-        self._by_id.setdefault((request.sender, request.id), []).append(request)
+        key = (request.sender, request.id)
+        same_id = self._by_id.get(key)
+        if same_id is None:
+            self._by_id[key] = [request]
+        else:
+            same_id.append(request)
 
     def settle(self, request: Request, answer: Answer, *, expired: bool = False) -> None:
         """Answers a request and removes it; no-op if it has an answer already.
@@ -85,10 +92,10 @@ class OpenRequests:
         if not expired:
             self._deadlines.remove(request)
         key = (request.sender, request.id)
-        same_id = self._by_id[key]
-        same_id.remove(request)
-        if not same_id:
-            del self._by_id[key]
+        same_id = self._by_id.pop(key)
+        if len(same_id) > 1:
+            same_id.remove(request)
+            self._by_id[key] = same_id
         self._replies.append(Reply(request, answer))
 
     def settle_part(self, whole: Request, part: Request, answer: Answer) -> None:

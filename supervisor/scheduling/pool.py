@@ -32,6 +32,11 @@ SHORT_BATCH_S: Final = 0.0003
 free worker that was busy last, whose data is still in the processor's caches. While a worker is executing such a batch,
 only a full batch goes to another one: the first will have answered before the second could have started."""
 
+SHORT_BATCH_WAYS: Final = 1.5
+MAX_SHORT_BATCH_S: Final = 0.001
+"""On a slow or busy machine batches are short that take less than so many times their way to any worker and back, up to
+so many seconds."""
+
 MAX_UNBATCHED: Final = 32
 """Unbatched requests per message, if they are short."""
 
@@ -213,7 +218,7 @@ class Pool:
             and self.batches_given - worker.last_measured < COMMON_EVERY * len(self.workers)
         ):
             worker.last_measured = self.batches_given
-            self._measure(worker, batch, busy_s)
+            self._measure(worker, batch, busy_s, now)
             if not batch.queued:
                 overhead = max(took - busy_s, 0.0)
                 # The loop may have been busy with something else, which says nothing about the next batch.
@@ -250,14 +255,14 @@ class Pool:
         self._set_prefetch(worker, seconds)
         self._set_changed()
 
-    def _measure(self, worker: Worker, batch: Batch, seconds: float) -> None:
+    def _measure(self, worker: Worker, batch: Batch, seconds: float, now: float) -> None:
         estimate = worker.estimates.find(batch.key.id)
         if worker.probed and estimate is not None:
-            estimate.rescale(batch.size, seconds)
-        worker.estimates.add(batch.key.id, batch.size, seconds)
+            estimate.rescale(batch.size, seconds, now)
+        worker.estimates.add(batch.key, batch.size, seconds, now)
         # Of workers with an estimate of their own, some batches are enough.
         if estimate is None or self.batches_given % COMMON_EVERY == 0:
-            self.common_estimates.add(batch.key.id, batch.size, seconds)
+            self.common_estimates.add(batch.key, batch.size, seconds, now)
 
     def _set_prefetch(self, worker: Worker, seconds: float | None) -> None:
         """Sets when a worker may get its second batch; not if it has one, nor behind a suspect or an unknown time.
@@ -326,8 +331,9 @@ class Pool:
             slowest = max(
                 [inf if estimate is None else estimate.seconds(largest) for estimate in estimates], default=inf
             )
+            way = min([worker.overhead_s for worker in serving], default=0.0)
             rows = 0
-            if slowest < SHORT_BATCH_S:
+            if slowest < max(SHORT_BATCH_S, min(SHORT_BATCH_WAYS * way, MAX_SHORT_BATCH_S)):
                 rows = key.max_batch_size or min(int(SHORT_BATCH_S / max(slowest, _MIN_S)), MAX_UNBATCHED)
             if len(self._short_batches) >= MAX_KEYS:
                 self._short_batches.clear()

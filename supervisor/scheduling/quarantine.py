@@ -11,6 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from multitower.durations import exact_duration, rounded_duration
 from multitower.errors import MultitowerError, Reason, make
 from multitower.worker_wire import KeySpec
 
@@ -59,8 +60,8 @@ class QuarantinedRequest:
         cause = f" ({self.death.cause})" if self.death is not None else ""
         return make(
             Reason.POISONED,
-            f"an equal request {what}{cause}; it is refused for {self.until - now:.0f} s more, and quarantine of "
-            f"{self.model!r} is {self.seconds:g} s",
+            f"an equal request {what}{cause}; it is refused for {rounded_duration(self.until - now)} more, and "
+            f"quarantine of {self.model!r} is {exact_duration(self.seconds)}",
             cause=self.death.cause if self.death is not None else None,
             limit="quarantine",
             limit_value=self.seconds,
@@ -242,8 +243,8 @@ class ModelQuarantine:
         what = "made their workers hang" if hung == crashes else what
         last = f" (the last one: {death.cause})" if death is not None else ""
         return (
-            f"{crashes} requests in a row {what}{last}; it is tried again when its quarantine of {seconds:g} s is "
-            "over, or after `multitower restart SLOT`"
+            f"{crashes} requests in a row {what}{last}; it is tried again when its quarantine of "
+            f"{exact_duration(seconds)} is over, or after `multitower restart SLOT`"
         )
 
     def details(self, model: str) -> dict[str, Any]:

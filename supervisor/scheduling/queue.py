@@ -82,6 +82,7 @@ class ModelQueue:
         size: number of requests.
         bytes: of these.
         rows: of these, without the suspects.
+        retried: how many requests were put back because the worker that was executing them died.
     """
 
     def __init__(self, model: str, limits: QueueLimits) -> None:
@@ -91,6 +92,7 @@ class ModelQueue:
         self.size = 0
         self.bytes = 0
         self.rows = 0
+        self.retried = 0
         self._levels: dict[int, _Level] = {}
         self._priorities: list[int] = []  # of the levels, ascending
 
@@ -169,7 +171,8 @@ class ModelQueue:
         queue = level.keys[key]
         del level.order[request]
         del queue.requests[request]
-        level.started.pop(request, None)
+        if level.started:
+            level.started.pop(request, None)
         rows = request.rows if request.split is None else request.split.rows_left
         queue.rows -= rows
         self.rows -= rows
@@ -194,7 +197,8 @@ class ModelQueue:
             The key; None if no batch is due yet.
         """
         delay = self.limits.max_delay_s
-        for level in self._in_order():
+        for priority in self._priorities:
+            level = self._levels[priority]
             first = next(iter(level.order))
             if can_run is not None and not can_run(first):
                 # Rare: only while another version of the model takes over.
@@ -216,17 +220,25 @@ class ModelQueue:
 
     def first_of(self, key: BatchKey) -> tuple[Request, int]:
         """The first waiting request of a key that `next_key` returned, and the rows of all requests of that key."""
-        queues = [level.keys[key] for level in self._in_order() if key in level.keys]
-        return next(iter(queues[0].requests)), sum(queue.rows for queue in queues)
+        first: Request | None = None
+        rows = 0
+        for priority in self._priorities:
+            queue = self._levels[priority].keys.get(key)
+            if queue is not None:
+                rows += queue.rows
+                if first is None:
+                    first = next(iter(queue.requests))
+        assert first is not None  # by contract
+        return first, rows
 
     def min_batches(self) -> int:
         """How many batches all waiting requests make at least; 0 if none wait."""
         if not self.size:
             return 0
         # The keys of one model nearly always have the same maximum.
-        largest = next(iter(self)).plan.key.max_batch_size
-        keys = sum(len(self._levels[priority].keys) for priority in self._priorities)
-        return max(keys, -(-self.rows // max(largest, 1)))
+        first = next(iter(self.suspects or self._levels[self._priorities[0]].order))
+        keys = sum([len(self._levels[priority].keys) for priority in self._priorities])
+        return max(keys, -(-self.rows // max(first.plan.key.max_batch_size, 1)))
 
     def oldest(self) -> float | None:
         """When the oldest waiting request was received, in monotonic seconds; None if none wait."""

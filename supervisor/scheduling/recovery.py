@@ -165,6 +165,7 @@ class Recovery:
             if refusal is not None:
                 self._open_requests.settle(whole, refusal)
             else:
+                queue.retried += 1
                 queue.push_suspect(request)
         if blamed and self._refusals.models.add_crash(queue.model, now, queue.limits.quarantine_s, death):
             self._refuse_waiting(queue)

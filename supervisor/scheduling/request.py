@@ -9,9 +9,11 @@ from enum import Enum
 from typing import Any, Protocol, TypeAlias
 
 from multitower import wire
+from multitower.trace_context import TraceContext
 from multitower.worker_wire import KeySpec
 
 from .areas import OpenArea
+from .batch_run import BatchRun
 
 
 class Buffer(Protocol):
@@ -84,6 +86,7 @@ class Plan:
         priority: 1 or more; a lower number is more urgent.
         shared: its tensors in shared memory; None if it has none.
         sizes_frame: the last frame of each of its entries in a batch if its key pads inputs; else None.
+        trace: that the request belongs to; None if it names none.
         model: the name of its model.
     """
 
@@ -98,10 +101,28 @@ class Plan:
     shared: Shared | None = None
     sizes_frame: bytes | None = None
     timeout_is_own: bool = False
+    trace: TraceContext | None = None
     model: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.model = self.key.spec.model
+
+    def with_trace(self, trace: TraceContext) -> Plan:
+        """The plan of a request that differs in its trace alone."""
+        return Plan(
+            self.key,
+            self.rows,
+            self.order,
+            self.sizes,
+            self.variable,
+            self.names,
+            self.timeout_s,
+            self.priority,
+            self.shared,
+            self.sizes_frame,
+            self.timeout_is_own,
+            trace,
+        )
 
 
 class Phase(Enum):
@@ -137,6 +158,8 @@ class Request:
         parent: for a part, the request that it belongs to.
         start: for a part, its first row in the parent.
         tick: used by `Deadlines`.
+        runs: the batches with the request or its parts that a worker has answered; recorded only where requests are
+            observed.
         version: of the model, as served by the worker that it was last sent to; "" before that.
     """
 
@@ -151,6 +174,7 @@ class Request:
         "plan",
         "received",
         "rows",
+        "runs",
         "sender",
         "sent",
         "size",
@@ -180,6 +204,7 @@ class Request:
         self.parent: Request | None = None
         self.start = 0
         self.tick = 0
+        self.runs: tuple[BatchRun, ...] = ()
         self.version = ""
 
     @property

@@ -346,6 +346,10 @@ class Scheduler:
         queue = self.queues[model]
         return Waiting(queue.size, queue.bytes, queue.oldest())
 
+    def retried(self, model: str) -> int:
+        """How many requests to a model were put back into its queue because the worker that executed them died."""
+        return self.queues[model].retried
+
     def set_limits(self, model: str, limits: QueueLimits) -> None:
         """Adds a model, or changes the limits of its queue."""
         queue = self.queues.get(model)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import Final, NamedTuple
+from typing import Final
 
 from .pool import MAX_LEAD_SHARE, SHORT_BATCH_S, Pool, Rule, expected_finish
 from .queue import ModelQueue
@@ -32,7 +32,7 @@ PROBE_IDLE_S: Final = 1.0
 _MIN_WAIT_S: Final = 0.001
 
 
-class Choice(NamedTuple):
+class Choice:
     """The next batch goes to a worker.
 
     Attributes:
@@ -40,11 +40,14 @@ class Choice(NamedTuple):
         sharing: number of workers among which the waiting rows are divided.
     """
 
-    worker: Worker
-    sharing: int
+    __slots__ = ("sharing", "worker")
+
+    def __init__(self, worker: Worker, sharing: int) -> None:
+        self.worker = worker
+        self.sharing = sharing
 
 
-class Wait(NamedTuple):
+class Wait:
     """The next batch waits: busy workers are expected to finish it before any candidate would.
 
     Attributes:
@@ -52,11 +55,14 @@ class Wait(NamedTuple):
         until: choose again at this time at the latest, in monotonic seconds.
     """
 
-    batches: int
-    until: float
+    __slots__ = ("batches", "until")
+
+    def __init__(self, batches: int, until: float) -> None:
+        self.batches = batches
+        self.until = until
 
 
-class _Offer(NamedTuple):
+class _Offer:
     """When a candidate would finish its share of what waits.
 
     Attributes:
@@ -66,10 +72,13 @@ class _Offer(NamedTuple):
         measured: whether `seconds` comes from its own batches.
     """
 
-    finish: float
-    seconds: float
-    worker: Worker
-    measured: bool
+    __slots__ = ("finish", "measured", "seconds", "worker")
+
+    def __init__(self, finish: float, seconds: float, worker: Worker, measured: bool) -> None:
+        self.finish = finish
+        self.seconds = seconds
+        self.worker = worker
+        self.measured = measured
 
 
 class Chooser:
@@ -187,8 +196,8 @@ class Chooser:
         seconds = self._pool.seconds(best.worker, key, rows) or best.seconds
         start = best.finish - best.seconds
         count = 0
-        for finish, own, _, _ in sorted(offers, key=_finish):
-            left = finish - SIMILAR_SHARE * own - start
+        for offer in sorted(offers, key=_finish):
+            left = offer.finish - SIMILAR_SHARE * offer.seconds - start
             if count and count * int(left / max(seconds, _MIN_WAIT_S)) >= waiting:
                 break
             count += 1

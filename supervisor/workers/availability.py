@@ -68,7 +68,7 @@ class Availability:
             if (
                 self._replacements.will_start_process(slot)
                 or not reports
-                or any(report.state == "ready" for report in reports)
+                or any(report.state in ("ready", "loading") for report in reports)
             ):
                 return None
             causes.append((slot.number, describe_causes(reports)))
@@ -78,7 +78,7 @@ class Availability:
         """The model versions that workers serve, or will load and have not failed to load."""
         found = {key for worker in self._scheduler.workers if not worker.retiring for key in worker.versions}
         for slot in filter(self.will_serve, self._slots):
-            failed = {model.key for model in slot.models if model.state != "ready"}
+            failed = {model.key for model in slot.models if model.state == "failed"}
             found.update(spec.key for spec in slot.specs if spec.key not in failed)
         return found
 

@@ -26,7 +26,7 @@ from multitower.standard_streams import open_standard_streams
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
-IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """A service manager may send them to all processes. Only the parent acts on them, and tells its workers to end."""
 
 ORIGIN = "_MULTITOWER_ORIGIN"

@@ -15,8 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import zmq
-
 from multitower.load_step import STEP_BYTES, LoadStep
 from multitower.spec import ProcessSpec
 from multitower.worker_wire import BEGUN, BEGUN_BYTES, last_heartbeat
@@ -26,7 +24,7 @@ from .bootstrap import IGNORED_SIGNALS, STACKS_SIGNAL, run_worker
 from .descendants import Descendants
 from .exit_cause import ExitCause
 from .hang_detector import ProcessStat
-from .output import OutputReader
+from .output import OutputReader, Source
 from .shortage import SpawnError, calling
 from .spawned_process import SpawnedProcess
 
@@ -35,7 +33,6 @@ class ChildProcess:
     """A spawned worker process. Construct it in the main thread: a parent-death signal fires when that thread ends.
 
     Args:
-        context: the router's ZeroMQ context.
         spec: what the process is given; its endpoint must be a new one.
         output: reads what the process writes to stdout and stderr.
         descendants: kills what the process has started when it has ended.
@@ -56,7 +53,6 @@ class ChildProcess:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         spec: ProcessSpec,
         output: OutputReader,
         descendants: Descendants,
@@ -75,8 +71,8 @@ class ChildProcess:
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as inherited:
             if on_close is not None:
                 undo.callback(on_close)
-            with calling("zmq_socket"):
-                self.connection = WorkerConnection(context)
+            with calling("socket"):
+                self.connection = WorkerConnection(str(self._path))
             undo.callback(self.connection.close)
             control_group = descendants.make_control_group()
             undo.callback(descendants.kill_control_group, control_group)
@@ -108,8 +104,6 @@ class ChildProcess:
             fields["pid"] = self.pid
             with calling("dup"):
                 self._source = output.add(os.dup(output_out.fileno()), fields)
-            with calling("zmq_connect"):
-                self.connection.connect(spec.endpoint)
             descendants.add_worker(self.pid, control_group)
             undo.pop_all()
 
@@ -138,7 +132,7 @@ class ChildProcess:
         return self._heartbeats.fileno()
 
     def read_heartbeat(self) -> tuple[int, ...] | None:
-        """Reads all heartbeats that have arrived.
+        """Reads all heartbeats that have arrived, and connects to the process, which has bound its socket by then.
 
         Returns:
             The last one: the number of model calls that each tower has begun. None when none has arrived.
@@ -148,6 +142,8 @@ class ChildProcess:
         except BlockingIOError:
             return None
         self.heartbeats_closed = not data
+        if data and not self.connection.connected:
+            self.connection.connect()
         return last_heartbeat(data)
 
     def read_stat(self) -> ProcessStat | None:
@@ -234,6 +230,11 @@ class ChildProcess:
             stack.callback(os.close, self.pidfd)
             stack.callback(self.connection.close)
             stack.callback(self._output.end, self._source, death)
+
+    @property
+    def output(self) -> Source:
+        """What the process has written; `Source.latest` stays readable after `close`."""
+        return self._source
 
     def _close_process(self) -> None:
         with contextlib.suppress(ValueError):  # its exit code was lost, and `multiprocessing` takes it for running

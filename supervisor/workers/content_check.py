@@ -20,6 +20,7 @@ from multitower.spec import FILES_CHANGED, ModelReport, ModelSpec, WorkerReport
 
 from ..loop.log import event
 from ..scheduling.scheduler import Scheduler
+from .assignments import Assignments
 from .known_contents import KnownContents
 from .replacement_queue import Replacement, ReplacementQueue
 from .slot import Slot, WorkerProcess, describe_failures
@@ -37,15 +38,22 @@ class ContentCheck:
 
     Args:
         slots: get other specifications where contents have changed.
+        assignments: know what other slots serve, and number generations.
         replacements: gets slots that can load now what they could not.
         scheduler: knows what the other workers serve.
         known: which fingerprints stand for equal contents.
     """
 
     def __init__(
-        self, slots: Slots, replacements: ReplacementQueue, scheduler: Scheduler, known: KnownContents
+        self,
+        slots: Slots,
+        assignments: Assignments,
+        replacements: ReplacementQueue,
+        scheduler: Scheduler,
+        known: KnownContents,
     ) -> None:
         self._slots = slots
+        self._assignments = assignments
         self._replacements = replacements
         self._scheduler = scheduler
         self._known = known
@@ -61,7 +69,8 @@ class ContentCheck:
         Returns:
             The report, with the models that the process must not serve as failed ones.
         """
-        takes_over = slot.next_process is process
+        # A process that was set aside loads what the slot's present one does, which may have adopted other contents.
+        takes_over = slot.next_process is process and not process.aside
         specs = {spec.key: spec for spec in (process.specs if takes_over else slot.specs)}
         models = tuple(
             self._check_model(slot, process, model, specs[model.key])
@@ -75,8 +84,12 @@ class ContentCheck:
 
     def _check_model(self, slot: Slot, process: WorkerProcess, model: ModelReport, spec: ModelSpec) -> ModelReport:
         if self._is_expected(process, model, spec):
+            if process.aside:
+                process.generations[spec.key] = self._assignments.generation(spec)
             return model
-        if self._slots.must_match(slot, spec, takes_over=slot.next_process is process):
+        generation = self._assignments.generation(spec)
+        takes_over = slot.next_process is process and (not process.aside or slot.serves_generation(generation))
+        if self._assignments.must_match(slot, spec, takes_over=takes_over):
             # Nothing else of the report: what it says of other contents must not be kept for these.
             name, version = spec.key
             return ModelReport(
@@ -107,7 +120,7 @@ class ContentCheck:
         for slot in self._slots:
             slot.specs = tuple(new if each == spec else each for each in slot.specs)
         process.specs = tuple(new if each.key == spec.key else each for each in process.specs)
-        process.generations[spec.key] = self._slots.generation(new)
+        process.generations[spec.key] = self._assignments.generation(new)
         self._scheduler.reset_crash_count([name])
         if spec.fingerprint:
             event(log, logging.WARNING, "files of a model have changed", model=name, version=version)
@@ -120,7 +133,7 @@ class ContentCheck:
         return (
             bool(report.models)
             and all(model.files_changed for model in report.models)
-            and not any(self._slots.serves_elsewhere(slot, spec) for spec in slot.specs)
+            and not any(self._assignments.serves_elsewhere(slot, spec) for spec in slot.specs)
         )
 
     def retry_waiting_slots(self, now: float) -> None:
@@ -144,7 +157,7 @@ class ContentCheck:
 
     def _has_other_slot(self, slot: Slot, spec: ModelSpec) -> bool:
         """Whether another slot serves the version, or will load it without further orders."""
-        return self._slots.serves_elsewhere(slot, spec) or any(
+        return self._assignments.serves_elsewhere(slot, spec) or any(
             each.state in LIVE and spec in each.specs and not any(_waits_for(model, spec) for model in each.models)
             for each in self._slots
             if each is not slot

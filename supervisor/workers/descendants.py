@@ -24,7 +24,7 @@ from ..loop.log import event
 from .bootstrap import ORIGIN, ORIGIN_PID
 from .control_groups import ControlGroups
 from .guardian import Guardian
-from .guardian_process import Process, kill, read_children, read_environment_entry, read_process
+from .guardian_process import Process, kill, read_adopted, read_children, read_environment_entry, read_process
 
 log = logging.getLogger("multitower.manager")
 
@@ -53,6 +53,7 @@ class Descendants:
         origin = f"{self._pid}.{secrets.token_hex(8)}"
         self._entry = f"{ORIGIN}={origin}".encode()  # and `ORIGIN_PID` of a worker
         self._workers: dict[int, str | None] = {}  # by process id, the folder of its control group
+        self._helpers: set[int] = set()  # process ids of the daemon's other processes
         self._uncertain: dict[int, set[int]] = {}  # orphans, and the running workers that they may come from
         self._killed: set[tuple[int, int]] = set()  # process ids and starts of those that still have to end
         self._unclaimed: dict[int, float] = {}  # children that have ended, and when that was seen
@@ -92,6 +93,21 @@ class Descendants:
         if self._guardian is not None:
             self._guardian.remove_worker(pid)
 
+    def add_helper(self, pid: int) -> None:
+        """A process of the daemon's own has been started, in a process group of its own: no worker started it.
+
+        The guardian kills its process group when the daemon is killed.
+        """
+        self._helpers.add(pid)
+        if self._guardian is not None:
+            self._guardian.add_worker(pid)
+
+    def remove_helper(self, pid: int) -> None:
+        """Such a process has ended, and has been reaped."""
+        self._helpers.discard(pid)
+        if self._guardian is not None:
+            self._guardian.remove_worker(pid)
+
     def tick(self) -> None:
         """Kills what is left of workers that have ended, reaps orphans, and starts the guardian again if it ended."""
         if self._guardian is not None:
@@ -113,8 +129,10 @@ class Descendants:
         """Looks at all children but the workers; returns whether some that were killed still have to end."""
         # A child of a killed process becomes a child of the daemon: that comes from a worker that has ended as well.
         worker_ended = worker_ended or bool(self._killed)
-        known = {*self._workers, self._guardian.pid if self._guardian is not None else None}
-        children = [process for process in _read(read_children(self._pid)) if process.pid not in known]
+        known = {*self._workers, *self._helpers, self._guardian.pid if self._guardian is not None else None}
+        # A few times a second: the children of other threads, which are no orphans, count once a worker has ended.
+        pids = read_children(self._pid) if worker_ended else read_adopted(self._pid)
+        children = list(_read(pid for pid in pids if pid not in known))
         self._reap([process for process in children if process.has_ended])
         orphans = [process for process in children if not process.has_ended and process.group != self._group]
         self._uncertain = {each.pid: self._uncertain[each.pid] for each in orphans if each.pid in self._uncertain}

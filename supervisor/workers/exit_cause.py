@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 
 from multitower.spec import UNREADABLE_MESSAGE
 
@@ -83,6 +83,36 @@ class Fault(Enum):
     DEFECT = auto()  # what it sent, or what is known of it, could not be handled
 
 
+class DeathKind(StrEnum):
+    """How worker processes end that nobody told to end; in metrics. Stable: programs may rely on it."""
+
+    CRASHED = auto()  # native code ended it by a signal, such as SIGSEGV
+    KILLED = auto()  # SIGKILL that the supervisor did not send, as the kernel does if memory is short
+    SIGNALLED = auto()  # another signal that the supervisor did not send
+    EXITED = auto()  # its own code exited
+    HUNG = auto()  # it made no progress, or a call took longer than `max_execution_time`
+    LOAD_TIMEOUT = auto()
+    DEVICE_LOST = auto()
+    FILES_CHANGED = auto()  # files of its models changed while it loaded them
+    NOTHING_LOADED = auto()  # none of its models could be loaded, and others were left out
+    DEFECT = auto()  # of multitower
+    NOT_STARTED = auto()  # the process could not be started
+    UNKNOWN = auto()
+
+
+_KIND_OF_FAULT = {
+    Fault.HANGS: DeathKind.HUNG,
+    Fault.STOPPED: DeathKind.HUNG,
+    Fault.OVERRUN: DeathKind.HUNG,
+    Fault.LOAD_TIMEOUT: DeathKind.LOAD_TIMEOUT,
+    Fault.DUMPS: DeathKind.CRASHED,
+    Fault.DEVICE_LOST: DeathKind.DEVICE_LOST,
+    Fault.FILES_CHANGED: DeathKind.FILES_CHANGED,
+    Fault.OTHERS_LEFT: DeathKind.NOTHING_LOADED,
+    Fault.DEFECT: DeathKind.DEFECT,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The decision to kill a worker process.
@@ -109,3 +139,23 @@ class Verdict:
     def wants_stacks(self) -> bool:
         """Whether to ask the process for a stack dump before killing it: it can still handle signals."""
         return self.fault in (Fault.HANGS, Fault.OVERRUN, Fault.LOAD_TIMEOUT)
+
+
+def kind_of_death(cause: ExitCause | None, verdict: Verdict | None) -> DeathKind:
+    """Classifies the end of a worker process that nobody told to end.
+
+    Args:
+        cause: how the process ended; None if unknown.
+        verdict: why the supervisor killed it; None if it did not.
+    """
+    if verdict is not None:
+        return _KIND_OF_FAULT[verdict.fault]
+    if cause is None or cause.code is None:
+        return DeathKind.UNKNOWN
+    if cause.code == UNREADABLE_MESSAGE:
+        return DeathKind.DEFECT
+    if cause.code >= 0:
+        return DeathKind.EXITED
+    if -cause.code in _CRASHES:
+        return DeathKind.CRASHED
+    return DeathKind.KILLED if cause.code == -signal.SIGKILL else DeathKind.SIGNALLED

@@ -1,6 +1,6 @@
 """Processes that end: told to, killed for a fault, or dead; each is kept until it can be released.
 
-A dead process is released once its connection is closed, since answers that it sent may still arrive.
+What a dead process has sent has arrived, and is read before the process is released.
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ from ..scheduling.scheduler import Scheduler
 from .exit_cause import ExitCause, Fault, Verdict
 from .hang_detector import MAX_DUMP_S
 from .process_watcher import ProcessWatcher
-from .slot import WorkerProcess
+from .slot import PastOutput, WorkerProcess
 
 log = logging.getLogger("multitower.manager")
 
 STOP_S = 5.0
 """Seconds that a worker has to end after it was told to; then it is killed."""
-
-DISCONNECT_S = 0.25
-"""Seconds to wait for a dead worker's connection to close; it takes longer only if a process that it started holds it
-open and has not ended yet."""
 
 STACKS_S = 0.5
 """Seconds that a worker that hangs or takes too long to load has to write its Python stacks before it is killed."""
@@ -96,9 +92,8 @@ class Exits:
             process.child.dump_stacks()
 
     def handle_death(self, process: WorkerProcess, now: float) -> None:
-        """Records the end of a process; its answers may still arrive."""
+        """Records the end of a process; answers of it may still have to be read."""
         process.exit_cause = ExitCause(None)
-        process.release_at = now + DISCONNECT_S
         self._add(process)
         if process.route is not None:
             # A request that it got from now on would count as having died with it.
@@ -144,13 +139,14 @@ class Exits:
         if process.route is not None:
             self._scheduler.stop_dispatch(process.route.worker)
 
-    def releasable(self, process: WorkerProcess, now: float) -> bool:
-        """Whether the process has ended and nothing that it sent is still to arrive."""
-        return process.exit_cause is not None and (now >= process.release_at or process.child.connection.disconnected)
+    def notice_closed_socket(self, process: WorkerProcess) -> None:
+        """Records that a process cannot answer any more: it gets no more batches."""
+        if process.exit_cause is None and process.route is not None:
+            self._scheduler.stop_dispatch(process.route.worker)
 
     def next_wakes(self) -> list[float]:
-        """When processes must be killed or released, in monotonic seconds."""
-        times = (each.release_at if each.exit_cause is not None else each.kill_at for each in self.processes)
+        """When processes must be killed, in monotonic seconds."""
+        times = (each.kill_at for each in self.processes if each.exit_cause is None)
         return [time for time in times if time is not None]
 
     def release_process(self, process: WorkerProcess) -> None:
@@ -161,6 +157,9 @@ class Exits:
                 self._watcher.remove_process(process)
             finally:
                 process.child.close(process.unexpected_end)
+                if process.slot is not None and (process.unexpected_end is not None or process.state == "failed"):
+                    ended = PastOutput(process.child.pid, process.exit_description, process.child.output)
+                    process.slot.past_output = ended
         except Exception:
             # What is lost are a few descriptors; what follows from its end must not be.
             log.exception("worker could not be released", extra={"fields": dict(process.child.fields)})

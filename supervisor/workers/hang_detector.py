@@ -7,6 +7,8 @@ A thread of the worker sends heartbeats. Each carries the number of model calls 
 - While a batch or a load is under way, missing heartbeats alone prove nothing: a library may compute without letting
   other threads run. It is a hang if the process is suspended, or if it sleeps and uses no CPU. Between batches,
   `MISSED_BETWEEN_BATCHES` missing heartbeats are a hang, even if the process uses the CPU.
+- A process that has closed its socket can answer nothing any more. It is about to exit; after `MAX_CLOSED_S` it is a
+  hang.
 - A process whose core is being dumped has crashed already and will end; killing it would cut the dump off. It may take
   `MAX_DUMP_S`. So may any process whose memory is being freed.
 - Time in which the supervisor itself did not run (a suspended machine) counts for nothing.
@@ -16,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from multitower.durations import exact_duration
 
 from .exit_cause import Fault, Verdict
 
@@ -28,6 +32,8 @@ MISSED_BETWEEN_BATCHES = 10
 MIN_OBSERVATION_S = 1.0
 """Seconds for which a silent process must sleep and use no CPU to count as hanging."""
 
+MAX_CLOSED_S = 5.0
+"""Seconds that a process may take to exit after it has closed its socket."""
 
 MAX_DUMP_S = 600.0
 """Seconds that the kernel may take to dump the core of a process."""
@@ -84,12 +90,16 @@ class HangDetector:
     Args:
         now: when the process was started, in monotonic seconds.
         heartbeat_s: the interval of its heartbeats.
+
+    Attributes:
+        heartbeat_s: as given.
     """
 
     def __init__(self, now: float, heartbeat_s: float) -> None:
-        self._heartbeat_s = heartbeat_s
+        self.heartbeat_s = heartbeat_s
         self._last_heartbeat = now
         self._towers: list[_Tower] = []
+        self._closed_since: float | None = None
         self._dumping_since: float | None = None
         self._asleep: tuple[float, float] | None = None  # when it was first seen asleep, and its CPU seconds then
 
@@ -108,6 +118,18 @@ class HangDetector:
                 tower.calls = count
                 tower.since = now
 
+    def heartbeat_age(self, now: float) -> float:
+        """Seconds since the last heartbeat that was recorded, or since the start of the process."""
+        return max(0.0, now - self._last_heartbeat)
+
+    def record_closed_socket(self, now: float) -> None:
+        """Records that the process has closed its socket.
+
+        Args:
+            now: monotonic seconds.
+        """
+        self._closed_since = now
+
     def _add_towers(self, count: int) -> None:
         self._towers += [_Tower() for _ in range(count - len(self._towers))]
 
@@ -116,6 +138,8 @@ class HangDetector:
         self._last_heartbeat += seconds
         for tower in self._towers:
             tower.since += seconds
+        if self._closed_since is not None:
+            self._closed_since += seconds
         if self._dumping_since is not None:
             self._dumping_since += seconds
         self._asleep = None
@@ -141,24 +165,27 @@ class HangDetector:
         """
         overrun = self._find_overrun(now, calls)
         silent = now - self._last_heartbeat
-        if overrun is None and silent <= MISSED * self._heartbeat_s:
+        closed = 0.0 if self._closed_since is None else now - self._closed_since
+        if overrun is None and closed <= MAX_CLOSED_S and silent <= MISSED * self.heartbeat_s:
             return None
         stat = read_stat()
         if stat is not None and stat.dumping:
             return self._check_dump(now)
         if overrun is not None or stat is None:
             return overrun
+        if closed > MAX_CLOSED_S:
+            return Verdict(Fault.HANGS, f"it closed its socket {closed:.1f} s ago and has not exited")
         description = f"no heartbeat for {silent:.1f} s"
         if stat.state == "T":
             return Verdict(Fault.STOPPED, f"{description}: the process is stopped")
         between_batches = not loading and all(call is None for call in calls)
-        if between_batches and silent > max(MISSED_BETWEEN_BATCHES * self._heartbeat_s, MIN_OBSERVATION_S):
+        if between_batches and silent > max(MISSED_BETWEEN_BATCHES * self.heartbeat_s, MIN_OBSERVATION_S):
             return Verdict(Fault.HANGS, f"{description} between batches")
         if stat.state != "S" or self._asleep is None or stat.cpu_s > self._asleep[1]:
             # It is runnable or waits for a disk; or it is examined for the first time, or has used CPU since.
             self._asleep = (now, stat.cpu_s)
             return None
-        if now - self._asleep[0] < max(MIN_OBSERVATION_S, MISSED * self._heartbeat_s):
+        if now - self._asleep[0] < max(MIN_OBSERVATION_S, MISSED * self.heartbeat_s):
             return None
         return Verdict(Fault.HANGS, f"{description}, and it uses no CPU")
 
@@ -171,7 +198,7 @@ class HangDetector:
                 tower.work = work
                 tower.since = call.since if call is not None else now
             if found is None and call is not None and now - tower.since > call.limit_s:
-                cause = f"a model call took over {call.limit_s:g} s (max_execution_time)"
+                cause = f"a model call took over {exact_duration(call.limit_s)} (max_execution_time)"
                 found = Verdict(Fault.OVERRUN, cause, call.limit_s)
         return found
 
@@ -180,4 +207,4 @@ class HangDetector:
             self._dumping_since = now
         if now - self._dumping_since <= MAX_DUMP_S:
             return None
-        return Verdict(Fault.DUMPS, f"the dump of its core took over {MAX_DUMP_S:g} s")
+        return Verdict(Fault.DUMPS, f"the dump of its core took over {exact_duration(MAX_DUMP_S)}")

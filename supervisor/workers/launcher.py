@@ -10,8 +10,6 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 
-import zmq
-
 from multitower.spec import Assignment, ProcessSpec
 
 from ..loop.containment import LOG_INTERVAL_S
@@ -34,21 +32,22 @@ class Launcher:
     """Starts processes, each with an endpoint of its own, and reads their output. Construct it in the main thread.
 
     Args:
-        context: the router's ZeroMQ context.
         runtime: the folder of the processes' sockets.
         watcher: gets each process that was started.
         import_path: folders that handlers are imported from.
+
+    Attributes:
+        output: reads what the processes write to stdout and stderr.
+        descendants: kills what they have started when they have ended.
     """
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         runtime: RuntimeDir,
         watcher: ProcessWatcher,
         *,
         import_path: Sequence[str],
     ) -> None:
-        self._context = context
         self._runtime = runtime
         self._watcher = watcher
         self._import_path = tuple(import_path)
@@ -61,11 +60,11 @@ class Launcher:
         # Where it was inherited as ignored, the system discards the exit codes of child processes.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with contextlib.ExitStack() as undo:
-            self._output = OutputReader()
-            undo.callback(self._output.close)
+            self.output = OutputReader()
+            undo.callback(self.output.close)
             self._temporary = TemporaryFolders()
             undo.callback(self._temporary.close)
-            self._descendants = Descendants()
+            self.descendants = Descendants()
             undo.pop_all()
 
     def apply_settings(self, settings: WorkerSettings) -> None:
@@ -107,7 +106,7 @@ class Launcher:
         )
         remove = functools.partial(self._temporary.remove, temporary) if temporary is not None else None
         try:
-            child = ChildProcess(self._context, spec, self._output, self._descendants, fields, remove)
+            child = ChildProcess(spec, self.output, self.descendants, fields, remove)
             now = time.monotonic()
             process = WorkerProcess(child, HangDetector(now, self._heartbeat_s), started_at=now)
             try:
@@ -117,7 +116,7 @@ class Launcher:
                 child.reap()
                 child.close()
                 raise
-        except (OSError, zmq.ZMQError, MemoryError) as error:
+        except (OSError, MemoryError) as error:
             # Out of descriptors, processes or memory: that may pass, and must not end the daemon.
             return self._fail(failure_of(error), fields)
         if self._failure is not None:
@@ -129,7 +128,7 @@ class Launcher:
         now = time.monotonic()
         if failure != self._failure or now >= self._log_failure_at:
             self._failure, self._log_failure_at = failure, now + LOG_INTERVAL_S
-            next_step = "it is tried again until it succeeds" if failure.passing else None
+            next_step = "it is tried again until it succeeds" if failure.temporary else None
             message = "no process could be started"
             cause = failure.cause.removeprefix(f"{message}: ")
             event(log, logging.ERROR, message, **fields, cause=cause, check=failure.check, next=next_step)
@@ -147,7 +146,7 @@ class Launcher:
 
     def tick(self) -> None:
         """Ends and reaps what processes have started that have ended; see `Descendants.tick`."""
-        self._descendants.tick()
+        self.descendants.tick()
 
     def keep_temporary_folders(self) -> None:
         """Makes folders for temporary files of processes again that were removed; see `TemporaryFolders.keep`."""
@@ -156,7 +155,7 @@ class Launcher:
     def close(self) -> None:
         """Ends what processes have left, and stops reading their output. Call it when there are none left."""
         try:
-            self._descendants.close()
+            self.descendants.close()
         finally:
             self._temporary.close()
-            self._output.close()
+            self.output.close()

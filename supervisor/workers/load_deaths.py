@@ -8,6 +8,9 @@ A worker records what it is about to do (`LoadStep`). The rules:
 - A model that is left out is tried again later, beside the worker that serves, if there is room for both. After
   `MAX_DEATHS`, and after a load that took longer than `load_timeout`, only an operator or other files let it be tried
   again.
+- A model that takes long (`slow_load`) is left out, too, while the worker that loads it goes on beside the next one. If
+  that does not end with the model being served or given up, the model is tried again like the others. If memory did not
+  suffice for both workers, the model is loaded like any other, and the slot's other models wait for it.
 - If nothing else is left to load, or can be loaded, models with tries left are loaded.
 - The death of a replacement worker shows nothing about a model that the present worker serves.
 """
@@ -23,6 +26,12 @@ from multitower.load_step import LoadStep
 
 MAX_DEATHS = 3
 """Deaths of workers after which a model is not loaded any more, if the slot has others."""
+
+MAX_KILLS_BESIDE = 2
+"""Workers that may be killed (SIGKILL) beside another one of the slot until memory counts as too short for two."""
+
+INTERRUPTED = "loading it was interrupted"
+"""Why a model is not served whose worker ended without being to blame for it, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,9 @@ class LoadDeaths:
     _names: dict[int, str] = field(default_factory=dict)
     _try_at: dict[int, float] = field(default_factory=dict)
     _timed_out: set[int] = field(default_factory=set)
+    _set_aside: set[int] = field(default_factory=set)
+    _kills_beside: Counter[int] = field(default_factory=Counter)
+    _only_worker: set[int] = field(default_factory=set)
 
     def record(self, death: LoadDeath, *, has_others: bool, try_at: float, max_deaths: int = MAX_DEATHS) -> bool:
         """Records the death of a worker.
@@ -97,6 +109,51 @@ class LoadDeaths:
         if try_at is not None:
             self._try_at[generation] = try_at
         self.not_loaded[generation] = cause
+
+    def set_aside(self, generation: int, name: str) -> None:
+        """Leaves out a model that takes long: a process goes on loading it beside the next one.
+
+        Args:
+            generation: of the model.
+            name: its name.
+        """
+        self._names[generation] = name
+        self._set_aside.add(generation)
+        # As soon as no process is loading it.
+        self._leave_out(generation, f"{INTERRUPTED}; it will be tried again beside the others", 0.0)
+
+    def may_set_aside(self, generation: int) -> bool:
+        """Whether other models need not wait for this one."""
+        return generation not in self._only_worker
+
+    def record_kill_beside(self, loaded: Collection[int]) -> bool:
+        """Records that a process was killed (SIGKILL) while it loaded beside the one that serves.
+
+        Args:
+            loaded: the models that it was to load. Of those that take long, this may have ended the load.
+
+        Returns:
+            Whether such a model will be loaded by the slot's only process: memory may not suffice for two.
+        """
+        concerned = self._set_aside & self.not_loaded.keys() & set(loaded)
+        self._kills_beside.update(concerned)
+        short = [generation for generation in concerned if self._kills_beside[generation] >= MAX_KILLS_BESIDE]
+        self.load_in_only_worker(short)
+        return bool(short)
+
+    def load_in_only_worker(self, generations: Collection[int]) -> None:
+        """Lets the next process load those of the models that are left out: memory did not suffice for two workers."""
+        for generation in self.not_loaded.keys() & set(generations):
+            self._try_at.pop(generation, None)
+            del self.not_loaded[generation]
+            self.trying.discard(generation)
+            self._only_worker.add(generation)
+
+    def needs_reload(self, left_out: Collection[int]) -> str:
+        """Names of models that a process has left out and that are to be loaded by the next one, for people."""
+        known = self._names
+        names = (known[each] for each in left_out if each in self._only_worker and each not in self.not_loaded)
+        return ", ".join(dict.fromkeys(names))
 
     def will_try(self, generation: int) -> bool:
         """Whether a model that is left out is tried again later."""
@@ -167,17 +224,22 @@ class LoadDeaths:
     def record_loaded(self, loaded: Collection[int]) -> None:
         """Forgets models that a worker was to load: it did not end meanwhile."""
         for generation in loaded:
+            needs_only_worker = generation in self._only_worker
             self.forget_generation(generation)
+            if needs_only_worker:
+                self._only_worker.add(generation)  # memory will not suffice the next time, either
 
     def forget(self, model: str | None = None) -> None:
         """Forgets a model, or all of them: an operator asks for another try."""
+        if model is None:
+            self._only_worker.clear()
         for generation, name in list(self._names.items()):
             if model in (None, name):
                 self.forget_generation(generation)
 
     def retain(self, generations: Collection[int]) -> None:
         """Forgets all models but these."""
-        for generation in set(self._names) - set(generations):
+        for generation in (set(self._names) | self._only_worker) - set(generations):
             self.forget_generation(generation)
 
     def forget_generation(self, generation: int) -> None:
@@ -188,3 +250,6 @@ class LoadDeaths:
         self.not_loaded.pop(generation, None)
         self.trying.discard(generation)
         self._timed_out.discard(generation)
+        self._set_aside.discard(generation)
+        self._kills_beside.pop(generation, None)
+        self._only_worker.discard(generation)

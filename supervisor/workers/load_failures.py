@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 
+from multitower.durations import exact_duration
 from multitower.spec import ModelReport
 
 from ..loop.history import EventHistory, EventKind
 from ..loop.log import event
 from .exit_cause import Fault
-from .load_deaths import MAX_DEATHS, LoadDeath
+from .load_deaths import INTERRUPTED, MAX_DEATHS, LoadDeath
 from .restart_budget import RestartPolicy
 from .slot import Slot, WorkerProcess
 
@@ -63,11 +65,12 @@ def record_load_death(
     if cause is not None:
         # What the process that serves has reported is out of date.
         slot.models = tuple(
-            replace(model, cause=cause) if model.key == step.key and model.state != "ready" else model
+            replace(model, state="failed", cause=cause) if model.key == step.key and model.state != "ready" else model
             for model in slot.models
         )
     if cause is not None and deaths.will_try(generation):
-        message, after = "model is left out for now", f"tried again after {policy.max_s:g}s, once a second worker fits"
+        message = "model is left out for now"
+        after = f"tried again after {exact_duration(policy.max_s)}, once a second worker fits"
         history.note(log, logging.WARNING, EventKind.MODEL_REFUSED, message, **fields, cause=cause, next=after)
     elif cause is not None:
         message = "model is not loaded any more"
@@ -76,6 +79,27 @@ def record_load_death(
         message = "worker died in a warm-up: the next one stops at fewer rows"
         event(log, logging.WARNING, message, **fields, rows=step.rows, safe_rows=slot.safe_rows[step.model])
     return does_less
+
+
+def current_reports(slot: Slot, process: WorkerProcess, reports: Iterable[ModelReport]) -> tuple[ModelReport, ...]:
+    """The reports of a process, with what has become of the models that it leaves out since it was told so.
+
+    Args:
+        slot: the slot of the process.
+        process: it has loaded the other models.
+        reports: as it has sent them.
+    """
+    aside, not_loaded = slot.aside, slot.load_deaths.not_loaded
+
+    def current(report: ModelReport) -> ModelReport:
+        generation = process.generations.get(report.key)
+        if generation is None or generation not in process.left_out:
+            return report
+        if aside is not None and generation in aside.loads:
+            return replace(report, state="loading", cause=None)
+        return replace(report, state="failed", cause=not_loaded.get(generation) or report.cause or INTERRUPTED)
+
+    return tuple(map(current, reports))
 
 
 def failed_reports(slot: Slot, process: WorkerProcess) -> tuple[ModelReport, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from multitower.durations import exact_duration
 from multitower.load_step import LoadStep
 
 from .exit_cause import Fault, Verdict
@@ -17,15 +18,21 @@ from .exit_cause import Fault, Verdict
 class LoadTimer:
     """The time that one process takes before it serves.
 
+    Args:
+        start_s: seconds that a spare had taken to start before it got its assignment; 0 for any other process.
+
     Attributes:
         step: what the process loads, as seen last; None while it loads no model.
         since: when it began to load that model, or to start, in monotonic seconds, as far as the supervisor has seen
             it, without the time that it spent on other models since; None before the first check.
+        start_s: seconds that it has taken to start and to import TensorFlow, as a spare too; without the time that a
+            spare waited after that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start_s: float = 0.0) -> None:
         self.step: LoadStep | None = None
         self.since: float | None = None
+        self.start_s = self._start_as_spare_s = start_s
         self._stage: tuple[bool, tuple[str, str] | None] = (False, None)
         self._used: dict[tuple[str, str], float] = {}
 
@@ -33,6 +40,10 @@ class LoadTimer:
         """Discounts time in which the supervisor did not run."""
         if self.since is not None:
             self.since += seconds
+
+    def step_s(self, now: float) -> float:
+        """Seconds that the process has spent on the model that it loads; 0 while it loads none."""
+        return 0.0 if self.step is None or self.since is None else now - self.since
 
     def check(
         self, now: float, step: LoadStep | None, load_s: Mapping[str, float], start_s: float, *, loading: bool
@@ -57,8 +68,10 @@ class LoadTimer:
                 self._used[former] = now - self.since
             # The files of all handlers are read before the first of them is loaded.
             self._stage, self.since = stage, now if key is None else now - self._used.get(key, 0.0)
+        if not loading:
+            self.start_s = self._start_as_spare_s + now - self.since
         limit_s = start_s if step is None else load_s.get(step.model, start_s)
         if now - self.since <= limit_s:
             return None
         subject = "its start" if step is None else "it"  # the description of its end names the model
-        return Verdict(Fault.LOAD_TIMEOUT, f"{subject} took over {limit_s:g} s (load_timeout)")
+        return Verdict(Fault.LOAD_TIMEOUT, f"{subject} took over {exact_duration(limit_s)} (load_timeout)")

@@ -30,7 +30,8 @@ class LoadTries:
             now: monotonic seconds.
         """
         for slot in self._slots:
-            if slot.state is not State.READY or slot.process is None or self._replacements.includes(slot):
+            is_free = slot.state is State.READY and slot.next_process is None and not self._replacements.includes(slot)
+            if slot.process is None or not is_free:
                 continue
             due = slot.load_deaths.due(slot.process.generations.values(), now)
             if due and self._costs_nothing(slot):

@@ -1,8 +1,9 @@
 """Manages all worker processes: those of the slots, and the spares.
 
 The daemon's loop calls `tick` whenever something has happened or is due. What happened to processes is taken from
-`process_watcher.py`; `slots.py` starts and ends processes, `reports.py` handles what they report, `health.py` finds
-those that hang, `replacer.py` replaces them on purpose, and `availability.py` decides which models can be served.
+`process_watcher.py`; `slots.py` starts and ends processes, `reports.py` handles what they report, `worker_deaths.py`
+decides what follows a death, `health.py` finds those that hang, `planned_replacement.py` replaces them on purpose, and
+`availability.py` decides which models can be served.
 
 A defect costs at most the worker that it concerns: each event and each step is contained. Its error is logged with a
 traceback, the worker is killed and replaced, and its requests run again. A `StateError` of the scheduler is not
@@ -22,24 +23,28 @@ from ..machine.placement import Placement
 from ..routing.router import Router
 from ..routing.worker_connection import WorkerProtocolError
 from ..scheduling.scheduler import StateError
+from .assignments import Assignments
 from .availability import Availability
 from .capacity import Capacity
 from .content_check import ContentCheck
+from .device_waits import LOADING
 from .exit_cause import Fault, Verdict
 from .exits import Exits
 from .health import Health
 from .known_contents import KnownContents
 from .launcher import Launcher
 from .load_tries import LoadTries
-from .process_watcher import InputFailed, MessageReceived, ProcessEvent, ProcessExited, ProcessWatcher
+from .planned_replacement import Replacer
+from .process_watcher import InputFailed, MessageReceived, ProcessEvent, ProcessExited, ProcessWatcher, SocketClosed
 from .replacement_queue import Replacement, ReplacementQueue
-from .replacer import Replacer
 from .reports import Reports
 from .restart_budget import RestartBudget
 from .settings import WorkerSettings
 from .slot import Slot, WorkerProcess
-from .slots import LOADING, Slots
+from .slots import Slots
+from .slow_loads import SlowLoads
 from .spares import Spares
+from .worker_deaths import WorkerDeaths
 
 log = logging.getLogger("multitower.manager")
 
@@ -87,23 +92,19 @@ class WorkerManager:
         self._exits = Exits(self._scheduler, watcher)
         self._spares = Spares(launcher, RestartBudget(settings.policy, rng), self.history)
         self.known_contents = KnownContents()
-        self._slots = Slots(
-            self._scheduler,
-            launcher,
-            self._spares,
-            self._exits,
-            rng,
-            settings.policy,
-            self.known_contents,
-            self.history,
-        )
+        assignments = Assignments(self._scheduler, launcher, self._spares, self._exits, rng, self.known_contents)
+        self._slots = Slots(self._scheduler, assignments, self._spares, self._exits, rng, settings.policy, self.history)
+        self._worker_deaths = WorkerDeaths(self._slots, assignments)
         self._capacity = capacity
         self._health = Health(capacity, settings)
         self._replacements = ReplacementQueue()
         self._availability = Availability(self._slots, self._replacements, router)
-        self._content_check = ContentCheck(self._slots, self._replacements, self._scheduler, self.known_contents)
+        self._content_check = ContentCheck(
+            self._slots, assignments, self._replacements, self._scheduler, self.known_contents
+        )
         self._reports = Reports(self._slots, self._spares, self._replacements, router, self._content_check)
         self._load_tries = LoadTries(self._slots, self._replacements, capacity)
+        self._slow_loads = SlowLoads(self._slots, self._replacements, capacity, settings)
         self._replacer = Replacer(self._slots, self._replacements, router, capacity)
         self.apply_settings(settings)
         for placement in placements:
@@ -121,7 +122,7 @@ class WorkerManager:
         for process in tuple(self._exits.processes):
             with self._contain("ending a worker", process, now):
                 self._exits.kill_if_due(process, now)
-                if self._exits.releasable(process, now):
+                if process.exit_cause is not None:
                     self._release(process, now)
         # First what goes back to its former models: it must not start with the new ones again.
         self._advance_replacements(now)
@@ -133,6 +134,7 @@ class WorkerManager:
         if self._slots.changed and not self._slots.stopping:
             with self._contain("looking for workers that wait for files", None, now):
                 self._content_check.retry_waiting_slots(now)
+        # Again: what has been found since then must not wait for the next tick, which may be a heartbeat away.
         self._advance_replacements(now)
         # Not while a slot needs the machine in order to load; but a load that hangs keeps no slot without a spare.
         if not any(slot.state in LOADING and not _loads_slowly(slot, now) for slot in self._slots):
@@ -158,6 +160,9 @@ class WorkerManager:
             case InputFailed(error=error):
                 with self._contain("handling a worker's message", process, now):
                     raise error
+            case SocketClosed():
+                with self._contain("stopping the batches of a worker", process, now):
+                    self._exits.notice_closed_socket(process)
             case ProcessExited():
                 with self._contain("reaping a worker", process, now):
                     self._exits.handle_death(process, now)
@@ -175,6 +180,8 @@ class WorkerManager:
             if process.hang_detector.dumping and process.usable:
                 with self._contain("stopping the batches of a worker", process, now):
                     self._exits.notice_dump(process, now)
+        with self._contain("looking for models that take long to load", None, now):
+            self._slow_loads.check(now)
         with self._contain("trying models again that were left out", None, now):
             self._load_tries.begin_due(now)
         with self._contain("looking for workers over their limits", None, now):
@@ -198,7 +205,7 @@ class WorkerManager:
         self._exits.release_process(process)
         suspect_to_blame = self._remove_route(process, now)
         if process.slot is not None:
-            self._slots.handle_death(process, now, suspect_to_blame=suspect_to_blame)
+            self._worker_deaths.handle_death(process, now, suspect_to_blame=suspect_to_blame)
         elif process in self._spares.processes:
             self._spares.handle_death(process, now)
 
@@ -293,6 +300,7 @@ class WorkerManager:
         self._launcher.apply_settings(settings)
         self._spares.set_target(settings.spares)
         self._health.apply_settings(settings)
+        self._slow_loads.apply_settings(settings)
         self._slots.set_policy(settings.policy)
 
     def add_slot(self, placement: Placement) -> None:

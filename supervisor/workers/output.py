@@ -18,12 +18,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
-from multitower.worker_log import MARK, MAX_RECORD
+from multitower.worker_log import MARK, MAX_RECORD, decode
 
 from ..loop.log import WORKER_LOGGER
 from ..machine.devices import CPU_PREFIX
-from .output_entries import MAX_LINE, Entry, EntryMaker
+from .output_entries import MAX_LINE, Decode, Entry, EntryMaker
 
 log = logging.getLogger(WORKER_LOGGER)
 
@@ -43,14 +44,55 @@ MAX_HIDDEN = 100
 MAX_HIDDEN_SIZE = 16 << 10
 """Their characters."""
 
+MAX_LATEST = 20
+"""Entries of a worker that the status can show."""
+
+MAX_LATEST_TEXT = 600
+"""Characters of each of them; of a longer one, such as a traceback, the status shows the beginning and the end."""
+
+
+class Messages(NamedTuple):
+    """What is logged about the output of a process itself, beside its entries.
+
+    Attributes:
+        left_out: it writes too much.
+        last_output: it has died.
+    """
+
+    left_out: str = "the worker writes too much: lines left out"
+    last_output: str = "last output of a worker that died, which this log left out"
+
+
+OF_WORKERS: Final = Messages()
+
+
+class OutputLine(NamedTuple):
+    """An entry of a worker's output, as the status shows it.
+
+    Attributes:
+        at: when it was read, in seconds since 1970.
+        level: a level of `logging`.
+        text: its text, or its beginning and its end.
+    """
+
+    at: float
+    level: int
+    text: str
+
 
 @dataclass(slots=True)
 class Source:
-    """The pipe of one worker, and what was read from it in the current second. For `OutputReader` alone."""
+    """The pipe of one worker, and what was read from it in the current second. For `OutputReader` alone.
+
+    Attributes:
+        latest: its latest entries from INFO on, oldest first; any thread may read it, since it is replaced as a whole.
+    """
 
     descriptor: int
     fields: dict[str, object]
     maker: EntryMaker
+    logger: logging.Logger
+    messages: Messages
     rest: bytes = b""
     second: float = 0.0
     read_at: float = 0.0
@@ -59,6 +101,7 @@ class Source:
     left_out: int = 0
     hidden: collections.deque[str] = field(default_factory=collections.deque)
     hidden_size: int = 0
+    latest: tuple[OutputLine, ...] = ()
     death: str | None = None
     closed: bool = False
 
@@ -74,6 +117,7 @@ class OutputReader:
         self._shows_information = os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0"
         self._lock = threading.Lock()
         self._closing = False
+        self._closed = False  # the thread ends: its descriptors are being closed, and others may get their numbers
         self._failed = False
         self._selector = selectors.DefaultSelector()
         try:
@@ -90,12 +134,24 @@ class OutputReader:
             self._close_descriptors()
             raise
 
-    def add(self, descriptor: int, fields: dict[str, object]) -> Source:
+    def add(
+        self,
+        descriptor: int,
+        fields: dict[str, object],
+        *,
+        logger: logging.Logger = log,
+        messages: Messages = OF_WORKERS,
+        decode: Decode = decode,
+    ) -> Source:
         """Reads a descriptor until its end, and closes it then, or at once if this raises.
 
         Args:
-            descriptor: the reading end of a pipe; the reader owns it from now on.
+            descriptor: the reading end of a pipe; the reader owns it from now on, and closes it at once if the thread
+                has ended.
             fields: the fields of each of its entries in the log; read again for each one, so it may change.
+            logger: gets the entries.
+            messages: about the output itself.
+            decode: see `EntryMaker`.
 
         Returns:
             What `end` takes.
@@ -105,9 +161,14 @@ class OutputReader:
         except BaseException:
             os.close(descriptor)
             raise
-        source = Source(descriptor, fields, EntryMaker(shows_information=self._shows_information))
+        maker = EntryMaker(shows_information=self._shows_information, decode=decode)
+        source = Source(descriptor, fields, maker, logger, messages)
         with self._lock:
-            self._new.append(source)
+            if self._closed:
+                source.closed = True
+                os.close(descriptor)
+            else:
+                self._new.append(source)
         self._wake()
         return source
 
@@ -131,15 +192,14 @@ class OutputReader:
     def close(self, timeout_s: float = 2.0) -> None:
         """Reads what has been written, for at most `timeout_s`, and ends the thread. No-op if it has ended."""
         self._closing = True
-        if self._thread.is_alive():
-            self._wake()
-            self._thread.join(timeout_s)
+        self._wake()
+        self._thread.join(timeout_s)
 
     def _wake(self) -> None:
-        try:
-            os.write(self._wake_in, b"\0")
-        except BlockingIOError:
-            return  # the pipe is full of wake-ups already
+        with self._lock:
+            if not self._closed:
+                with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
+                    os.write(self._wake_in, b"\0")
 
     def _run(self) -> None:
         while True:
@@ -153,6 +213,11 @@ class OutputReader:
                 if self._closing:
                     break
                 time.sleep(ERROR_PAUSE_S)
+        with self._lock:
+            self._closed = True
+            new, self._new = self._new, []
+        for source in (*new, *self._paused):
+            self._contain(source, self._finish, time.monotonic())
         for key in list(self._selector.get_map().values()):
             if key.data is not None:
                 self._contain(key.data, self._end)
@@ -261,7 +326,10 @@ class OutputReader:
             self._log_entry(source, entry)
 
     def _log_entry(self, source: Source, entry: Entry) -> None:
-        if not log.isEnabledFor(entry.level):
+        if entry.level >= logging.INFO:
+            line = OutputLine(time.time(), entry.level, _shorten(entry.whole_text))
+            source.latest = (*source.latest[1 - MAX_LATEST :], line)
+        if not source.logger.isEnabledFor(entry.level):
             if entry.level >= logging.INFO:
                 self._keep(source, entry)
             return
@@ -270,7 +338,7 @@ class OutputReader:
             source.left_out += 1
             self._keep(source, entry)
         else:
-            log.log(entry.level, "%s", entry.text, extra={"fields": {**entry.fields, **source.fields}})
+            source.logger.log(entry.level, "%s", entry.text, extra={"fields": {**entry.fields, **source.fields}})
 
     def _keep(self, source: Source, entry: Entry) -> None:
         """Keeps an entry that the log does not get, as long as not many follow."""
@@ -284,14 +352,14 @@ class OutputReader:
         """Logs the last output of a worker that has died which the log did not get."""
         if source.death is None or not source.hidden:
             return
-        level = max(logging.WARNING, log.getEffectiveLevel())
+        level = max(logging.WARNING, source.logger.getEffectiveLevel())
         fields = {**source.fields, "cause": source.death, "output": "\n".join(source.hidden)}
-        log.log(level, "last output of a worker that died, which this log left out", extra={"fields": fields})
+        source.logger.log(level, source.messages.last_output, extra={"fields": fields})
 
     def _log_left_out(self, source: Source) -> None:
         if source.left_out:
-            log.warning(
-                "the worker writes too much: lines left out",
+            source.logger.warning(
+                source.messages.left_out,
                 extra={"fields": {**source.fields, "lines": source.left_out}},
             )
             source.left_out = 0
@@ -315,3 +383,11 @@ class OutputReader:
                 self._selector.unregister(source.descriptor)
         finally:
             os.close(source.descriptor)
+
+
+def _shorten(text: str) -> str:
+    """Returns a text of `MAX_LATEST_TEXT` characters at most. A crash names its cause first, a traceback last."""
+    if len(text) <= MAX_LATEST_TEXT:
+        return text
+    end = MAX_LATEST_TEXT * 2 // 3
+    return f"{text[: MAX_LATEST_TEXT - end - 3]}\n…\n{text[-end:]}"

@@ -14,12 +14,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from multitower.worker_log import decode
+from multitower.worker_log import WorkerRecord, decode
+
+Decode = Callable[[bytes], WorkerRecord | None]
 
 MAX_LINE: Final = 8192
 """Bytes of a plain line; a longer one is cut."""
@@ -104,9 +106,11 @@ class EntryMaker:
 
     Args:
         shows_information: whether the user wants TensorFlow's information: it is INFO then, and not DEBUG.
+        decode: reads a line without its end that is a record; returns None for plain text.
     """
 
-    def __init__(self, *, shows_information: bool = False) -> None:
+    def __init__(self, *, shows_information: bool = False, decode: Decode = decode) -> None:
+        self._decode = decode
         self._information = logging.INFO if shows_information else logging.DEBUG
         self._fields: Mapping[str, object] = {}
         self._kind: _Kind | None = None
@@ -127,7 +131,7 @@ class EntryMaker:
             line: as the worker wrote it.
             on_cpu: whether the worker has CPU devices: what TensorFlow logs about missing GPUs is DEBUG then.
         """
-        record = decode(line)
+        record = self._decode(line)
         if record is None:
             yield from self._add_text(_last_state(line).decode("utf-8", "backslashreplace"), self._fields, on_cpu)
         elif record.text is None:

@@ -35,13 +35,20 @@ class InputFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketClosed:
+    """A process has closed its socket, and everything that it sent has been read: it exits, or should."""
+
+    process: WorkerProcess
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessExited:
     """A process has ended; messages of it may still be in its connection."""
 
     process: WorkerProcess
 
 
-ProcessEvent = MessageReceived | InputFailed | ProcessExited
+ProcessEvent = MessageReceived | InputFailed | SocketClosed | ProcessExited
 
 
 class ProcessWatcher:
@@ -60,14 +67,12 @@ class ProcessWatcher:
         self._reactor = reactor
         self._router = router
         self._descriptors: dict[WorkerProcess, set[int]] = {}
-        self._monitored: set[WorkerProcess] = set()
 
     def add_process(self, process: WorkerProcess) -> None:
         """Watches a process that has just been started; nothing of it is watched if this raises.
 
         Raises:
             OSError: the system has no resources to watch it.
-            zmq.ZMQError: likewise.
         """
         child = process.child
         on_error = functools.partial(self._on_error, process)
@@ -83,9 +88,7 @@ class ProcessWatcher:
             connection = child.connection
             connection.on_message = functools.partial(self._on_message, process)
             connection.on_error = on_error
-            connection.recheck = self._reactor.add_socket(
-                connection.socket, functools.partial(self._router.receive_from_worker, connection), on_error
-            )
+            connection.on_connected = functools.partial(self._watch_connection, process)
             undo.pop_all()
         self._descriptors[process] = {child.heartbeat_descriptor, child.pidfd}
 
@@ -93,10 +96,6 @@ class ProcessWatcher:
         """Stops watching a process that has ended, before its descriptors are closed."""
         for descriptor in tuple(self._descriptors.pop(process)):
             self._reactor.remove(descriptor)
-        self._reactor.remove_socket(process.child.connection.socket)
-        if process in self._monitored:
-            self._monitored.remove(process)
-            self._reactor.remove_socket(process.child.connection.monitor)
 
     def _remove_descriptor(self, process: WorkerProcess, descriptor: int) -> None:
         if descriptor in self._descriptors[process]:
@@ -109,6 +108,21 @@ class ProcessWatcher:
             # Otherwise it stays readable. The process is about to end, or will be found to hang.
             self._remove_descriptor(process, process.child.heartbeat_descriptor)
 
+    def _watch_connection(self, process: WorkerProcess) -> None:
+        connection = process.child.connection
+        descriptor = connection.fileno()
+        receive = functools.partial(self._router.receive_from_worker, connection)
+        self._reactor.add(descriptor, receive, functools.partial(self._on_error, process))
+        self._descriptors[process].add(descriptor)
+        connection.on_unsent = functools.partial(self._reactor.watch_writable, descriptor)
+        connection.on_ended = functools.partial(self._on_closed, process, descriptor)
+
+    def _on_closed(self, process: WorkerProcess, descriptor: int) -> None:
+        if descriptor in self._descriptors[process]:
+            self._remove_descriptor(process, descriptor)  # it stays readable
+            process.hang_detector.record_closed_socket(time.monotonic())
+            self._add_event(SocketClosed(process))
+
     def _on_heartbeat_error(self, process: WorkerProcess, error: Exception) -> None:
         self._remove_descriptor(process, process.child.heartbeat_descriptor)
         self._on_error(process, error)
@@ -118,11 +132,6 @@ class ProcessWatcher:
         self._remove_descriptor(process, process.child.pidfd)
         self._remove_descriptor(process, process.child.heartbeat_descriptor)
         self._add_event(ProcessExited(process))
-        # The process is released once its end of the connection is closed: then everything it sent has arrived. Where
-        # that cannot be watched, it is released after a while.
-        on_error = functools.partial(self._on_error, process)
-        self._reactor.add_socket(process.child.connection.monitor, self._reactor.interrupt, on_error)
-        self._monitored.add(process)
 
     def _on_message(self, process: WorkerProcess, message: list[Any]) -> None:
         self._add_event(MessageReceived(process, message))

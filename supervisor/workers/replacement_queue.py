@@ -1,4 +1,4 @@
-"""Which slots are to get new processes on purpose, and in which order; `replacer.py` carries it out.
+"""Which slots are to get new processes on purpose, and in which order; `planned_replacement.py` carries it out.
 
 Reloads, `multitower restart SLOT`, and limits of a worker's requests or memory request replacements.
 """
@@ -40,6 +40,7 @@ class Replacement:
         placement: the share of the machine of the new process; None for that of the slot.
         remove: the slot is removed; there is no new process.
         beside_only: it takes place only while the old process serves, and the old process stays if the new one fails.
+        may_fail: the new process need not load a model: there is nothing that the slot could go back to.
         done: called at the end with None, or with the reason why it failed.
         step: how far it is.
         old: the process that is replaced, once it is known.
@@ -61,6 +62,7 @@ class Replacement:
     placement: Placement | None = None
     remove: bool = False
     beside_only: bool = False
+    may_fail: bool = False
     done: Callable[[str | None], None] | None = None
     step: Step = Step.BEGIN
     old: WorkerProcess | None = None
@@ -93,7 +95,7 @@ class Replacement:
         """Gives the slot the models and the placement of its new process."""
         slot = self.slot
         if self.specs is not None:
-            if self.old is not None and self.rollback_cause is None:
+            if self.old is not None and self.rollback_cause is None and not self.may_fail:
                 self.former = slot.specs, slot.placement
             self.changed = frozenset(spec.key for spec in self.specs if spec not in slot.specs)
             slot.specs = self.specs
@@ -132,6 +134,16 @@ class ReplacementQueue:
             return
         process.replace_after = now + RETRY_S
         self.add(Replacement(slot, why))
+
+    def add_drain(self, slot: Slot, old: WorkerProcess, why: str) -> None:
+        """Lets a process that has been replaced finish its batches and end, before anything else happens to its slot.
+
+        Args:
+            slot: another process serves it.
+            old: the process.
+            why: it has been replaced, for the log.
+        """
+        self.waiting.appendleft(Replacement(slot, why, step=Step.DRAINING, old=old, overlap=True))
 
     def of_slot(self, slot: Slot) -> Iterator[Replacement]:
         """The slot's replacements, the one in progress first."""

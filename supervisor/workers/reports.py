@@ -18,6 +18,7 @@ from ..routing.router import Router
 from ..routing.worker_connection import WorkerProtocolError
 from .content_check import ContentCheck
 from .exit_cause import Fault, Verdict
+from .load_failures import current_reports
 from .replacement_queue import ReplacementQueue
 from .slot import Slot, WorkerProcess, describe_failures
 from .slot_state_machine import Event
@@ -122,7 +123,9 @@ class Reports:
         if report.state == "ready":
             report = self._content_check.check(slot, process, report)
             process.state = report.state
-        if slot.next_process is process:
+        if process.aside:
+            self._handle_aside(slot, process, report, now)
+        elif slot.next_process is process:
             self._handle_next_process(slot, process, report, now)
         else:
             self._handle_current_process(slot, process, report, now)
@@ -133,10 +136,7 @@ class Reports:
             self._slots.handle_event(slot, Event.LOADING, now)
         elif report.state == "ready":
             self._require(slot, Event.LOADED)
-            self._add_route(slot, process, report, now)
-            slot.load_deaths.record_loaded(process.loads)
-            self._slots.handle_event(slot, Event.LOADED, now)
-            self._log_ready(slot, process, now)
+            self._serve(slot, process, report, now)
         elif report.state == "failed":
             slot.models = report.models
             for model in report.models:
@@ -145,6 +145,10 @@ class Reports:
             if self._content_check.may_retry(slot, report):
                 verdict = Verdict(Fault.FILES_CHANGED, f"it could not load its models: {cause}")
                 self._slots.condemn_process(process, verdict, now)
+                return
+            if slot.aside is not None:
+                self._slots.end_process(process, now)
+                self._slots.resume(slot, now)
                 return
             if slot.load_deaths.end_leaving_out(process.left_out):
                 what = f"it could load no model, and those that were left out are tried again: {cause}"
@@ -158,14 +162,8 @@ class Reports:
         """Handles a report of a process that is to take over the slot."""
         failed = _newly_failed(slot, process, report)
         if report.state == "failed" or failed:
-            cause = report.cause or describe_failures(failed)
-            fields = {**process.child.fields, "cause": cause}
-            message = "replacement worker cannot load"
-            self._slots.history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, message, **fields)
-            slot.record_error(cause, now)
             slot.refused = tuple(failed)
-            slot.next_process = None
-            self._slots.end_process(process, now)
+            self._refuse_next_process(slot, process, report.cause or describe_failures(failed), now)
         elif report.state == "ready":
             self._require(slot, Event.REPLACED)
             self._add_route(slot, process, report, now)
@@ -174,6 +172,45 @@ class Reports:
             old = self._slots.take_over(slot, now)
             self._replacements.record_takeover(slot, old)
             self._log_ready(slot, process, now)
+
+    def _serve(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
+        """Lets the current process serve, which has loaded."""
+        slot.visible_devices = report.visible_devices
+        self._add_route(slot, process, report, now)
+        slot.load_deaths.record_loaded(process.loads)
+        if slot.allows(Event.LOADED):
+            self._slots.handle_event(slot, Event.LOADED, now)
+        self._log_ready(slot, process, now)
+
+    def _refuse_next_process(self, slot: Slot, process: WorkerProcess, cause: str, now: float) -> None:
+        """Ends a process that cannot load what it was to take over with."""
+        fields = {**process.child.fields, "cause": cause}
+        message = "replacement worker cannot load"
+        self._slots.history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, message, **fields)
+        slot.record_error(cause, now)
+        slot.next_process = None
+        if process.aside:
+            self._slots.update_reports(slot)
+        self._slots.end_process(process, now)
+
+    def _handle_aside(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
+        """Handles a report of a process in which a model takes long to load: it takes over with all that has loaded."""
+        if report.state not in ("ready", "failed"):
+            return
+        served = {model.key for model in slot.models if model.state == "ready"}
+        failed = [model for model in report.models if model.state != "ready"]
+        if any(model.out_of_memory for model in failed):
+            # Perhaps because the other process needs some, too.
+            slot.load_deaths.load_in_only_worker(process.loads)
+            self._refuse_next_process(slot, process, describe_failures(failed), now)
+        elif report.state == "failed" or any(model.key in served for model in failed):
+            slot.refused = tuple(failed)
+            self._refuse_next_process(slot, process, report.cause or describe_failures(failed), now)
+        else:
+            old = self._slots.resume(slot, now)
+            self._serve(slot, process, report, now)
+            if old is not None:
+                self._replacements.add_drain(slot, old, "another worker has loaded the model that took long, too")
 
     def _require(self, slot: Slot, event: Event) -> None:
         if not slot.allows(event):
@@ -194,11 +231,11 @@ class Reports:
         )
         for worker in process.route.workers:
             worker.safe_rows.update(slot.safe_rows)
-        slot.models = tuple(models)
+        slot.models = current_reports(slot, process, models)
 
     def _log_ready(self, slot: Slot, process: WorkerProcess, now: float) -> None:
         for model in slot.models:
-            if model.state != "ready":
+            if model.state == "failed":
                 self._note_failed_model(slot, model)
         fields = dict(process.child.fields)
         fields["models"] = ",".join(dict.fromkeys(model.name for model in slot.models if model.state == "ready"))

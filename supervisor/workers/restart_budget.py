@@ -11,6 +11,8 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
+from multitower.durations import exact_duration
+
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
@@ -22,7 +24,7 @@ class RestartPolicy:
     max_s: float = 30.0
 
     def __str__(self) -> str:
-        return f"restart.max_restarts is {self.max_restarts} within {self.window_s:g} s"
+        return f"restart.max_restarts is {self.max_restarts} within {exact_duration(self.window_s)}"
 
 
 class RestartBudget:

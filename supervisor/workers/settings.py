@@ -26,6 +26,7 @@ class WorkerSettings:
         max_rss: bytes of resident memory at which a worker is replaced, or up to 10 % before; None for no limit.
         load_s: by model name, the seconds that a worker may take to load one version of it, with its warm-up.
         start_s: the seconds that a worker may take to start, before it loads its first model.
+        slow_load_s: seconds of loading one model after which a second worker of the slot serves the others meanwhile.
     """
 
     models: tuple[ModelSpec, ...]
@@ -38,3 +39,4 @@ class WorkerSettings:
     max_rss: int | None = None
     load_s: Mapping[str, float] = field(default_factory=dict)
     start_s: float = math.inf
+    slow_load_s: float = math.inf

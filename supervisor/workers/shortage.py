@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import zmq
-
-_PASSING: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS))
+_TEMPORARY: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS))
 
 FIRST_RETRY_S: Final = 0.5
 """Seconds from the first start that failed because a resource was short to the next try; doubled with each failure."""
@@ -43,13 +41,13 @@ def calling(call: str) -> Iterator[None]:
     """Names the system's call in an error that is raised inside.
 
     Raises:
-        SpawnError: in place of the error of the system or of libzmq.
+        SpawnError: in place of the error of the system.
     """
     try:
         yield
     except SpawnError:
         raise
-    except (OSError, zmq.ZMQError) as error:
+    except OSError as error:
         raise SpawnError(call, error.errno, error.strerror or str(error)) from error
 
 
@@ -59,19 +57,19 @@ class StartFailure:
 
     Attributes:
         cause: why, for people.
-        passing: a resource of the system was short. Then the slot's restart budget is not spent, and the start is
+        temporary: a resource of the system was short. Then the slot's restart budget is not spent, and the start is
             tried again until it succeeds.
         check: what an operator should check, or None.
     """
 
     cause: str = "no process could be started"
-    passing: bool = False
+    temporary: bool = False
     check: str | None = None
 
 
 def failure_of(error: Exception) -> StartFailure:
     """What an error of a start means."""
-    number = error.errno if isinstance(error, OSError | zmq.ZMQError) else None
+    number = error.errno if isinstance(error, OSError) else None
     why = error.strerror if isinstance(error, OSError) else str(error)
-    passing = number in _PASSING or isinstance(error, MemoryError)
-    return StartFailure(f"no process could be started: {why or error}", passing, _ADVICE.get(number or 0))
+    temporary = number in _TEMPORARY or isinstance(error, MemoryError)
+    return StartFailure(f"no process could be started: {why or error}", temporary, _ADVICE.get(number or 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from multitower.load_step import LoadStep
 from multitower.spec import NO_SOCKET, ModelReport, ModelSpec
@@ -17,6 +18,7 @@ from .exit_cause import ExitCause, Verdict
 from .hang_detector import HangDetector
 from .load_deaths import LoadDeaths
 from .load_timer import LoadTimer
+from .output import Source
 from .restart_budget import RestartBudget
 from .slot_state_machine import SlotStateMachine, State
 
@@ -39,7 +41,6 @@ class WorkerProcess:
         exit_step: if it was loading a model: what it was doing when it ended, or was found to hang or to take too long.
         exit_model: `model_fields` when it ended, or was to be killed.
         dumping_since: when it was found to dump its core, in monotonic seconds; None if it was not.
-        release_at: once it has ended, when it is released at the latest, in monotonic seconds.
         device_seen: its device was present while it served.
         replacement_jitter: 0 to 1, drawn at random; spreads the replacements of several workers over time.
         replace_after: no automatic replacement before this time, in monotonic seconds.
@@ -48,6 +49,11 @@ class WorkerProcess:
         started_at: when its process was started, in monotonic seconds.
         left_out: the generations that it does not load, since loading them has ended other workers.
         load_timer: measures how long it takes to start, and to load each model.
+        aside: a model takes long to load in it, and another process of the slot serves the others meanwhile. It is the
+            slot's `next_process`, outside of any replacement, and takes over when it has loaded all models.
+        beside: it was started while another process of the slot was set aside.
+        kills_beside: processes that were killed (SIGKILL) while they loaded beside it, since it was set aside.
+        waited_for: it was set aside before, and is not again: its slot has no other process that could serve.
     """
 
     child: ChildProcess
@@ -63,7 +69,6 @@ class WorkerProcess:
     exit_step: LoadStep | None = None
     exit_model: Mapping[str, str] = field(default_factory=dict)
     dumping_since: float | None = None
-    release_at: float = 0.0
     device_seen: bool = False
     replacement_jitter: float = 0.5
     replace_after: float = 0.0
@@ -72,6 +77,10 @@ class WorkerProcess:
     started_at: float = 0.0
     left_out: frozenset[int] = frozenset()
     load_timer: LoadTimer = field(default_factory=LoadTimer)
+    aside: bool = False
+    beside: bool = False
+    kills_beside: int = 0
+    waited_for: bool = False
 
     @property
     def usable(self) -> bool:
@@ -144,6 +153,20 @@ class WorkerProcess:
         return self.state == "starting" and self.exit_cause is not None and self.exit_cause.code == NO_SOCKET
 
 
+class PastOutput(NamedTuple):
+    """The output of a process that has died, or could not load its models.
+
+    Attributes:
+        pid: of the process.
+        ended: how it ended, for people.
+        output: what it wrote. The last of it may still be read from its pipe.
+    """
+
+    pid: int
+    ended: str
+    output: Source
+
+
 class Slot(SlotStateMachine):
     """A slot: its state, its processes, and what they reported.
 
@@ -176,6 +199,7 @@ class Slot(SlotStateMachine):
         start_delay_s: how long it waits for that.
         unavailable_since: when its last process died, in monotonic seconds; None while it serves.
         completed: rows answered by its former processes.
+        past_output: of its last process that died or could not load its models; None if there has been none.
     """
 
     def __init__(
@@ -204,11 +228,18 @@ class Slot(SlotStateMachine):
         self.start_delay_s = 0.0
         self.unavailable_since: float | None = None
         self.completed = 0
+        self.past_output: PastOutput | None = None
 
     @property
     def route(self) -> Route | None:
         """The router's way to its process; None while that does not serve."""
         return self.process.route if self.process is not None else None
+
+    @property
+    def aside(self) -> WorkerProcess | None:
+        """The process in which a model takes long to load, beside the current one; None if there is none."""
+        process = self.next_process
+        return process if process is not None and process.aside and process.usable else None
 
     def serves(self, model: str) -> bool:
         """Whether its process serves the model."""

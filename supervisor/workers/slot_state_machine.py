@@ -19,6 +19,7 @@ from __future__ import annotations
 from enum import StrEnum, auto
 from typing import Final
 
+from .exit_cause import DeathKind
 from .restart_budget import RestartBudget, RestartPolicy
 
 
@@ -50,6 +51,8 @@ class Event(StrEnum):
     REPLACED = auto()  # the next process took over while the current one served
     PROMOTED = auto()  # the process ended, and the next process, which is loading, became the current one
     RESTART = auto()  # an operator or a reload wants a new process
+    SET_ASIDE = auto()  # a model takes long to load: the process goes on beside another one, which loads the others
+    RESUMED = auto()  # the process that went on beside the current one is the current one again
 
 
 class Action(StrEnum):
@@ -95,6 +98,12 @@ TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     (_S.STOPPING, _E.STOP): (_S.STOPPING, _A.NOTHING),
     (_S.READY, _E.REPLACED): (_S.READY, _A.NOTHING),
     (_S.READY, _E.PROMOTED): (_S.LOADING, _A.NOTHING),
+    (_S.LOADING, _E.SET_ASIDE): (_S.STARTING, _A.START),
+    (_S.STARTING, _E.RESUMED): (_S.LOADING, _A.NOTHING),
+    (_S.LOADING, _E.RESUMED): (_S.LOADING, _A.NOTHING),
+    (_S.BACKOFF, _E.RESUMED): (_S.LOADING, _A.NOTHING),
+    (_S.FAILED, _E.RESUMED): (_S.LOADING, _A.NOTHING),
+    (_S.READY, _E.RESUMED): (_S.READY, _A.NOTHING),
     (_S.BACKOFF, _E.RESTART): (_S.STARTING, _A.START),
     (_S.FAILED, _E.RESTART): (_S.STARTING, _A.START),
     (_S.STOPPED, _E.RESTART): (_S.STARTING, _A.START),
@@ -131,6 +140,7 @@ class SlotStateMachine:
         state_since: when it came into this state, in monotonic seconds.
         incarnation: the number of processes that this slot has had.
         restarts: how many of them were started after a death.
+        restarts_by_kind: the same, by how the one before had ended.
         last_error: why the last one died or failed, or None.
         last_error_at: when that happened, in monotonic seconds; None if nothing has.
         last_death_at: when a process died last, likewise.
@@ -144,6 +154,7 @@ class SlotStateMachine:
         self.state_since = now
         self.incarnation = 1
         self.restarts = 0
+        self.restarts_by_kind: dict[DeathKind, int] = {}
         self.last_error: str | None = None
         self.last_error_at: float | None = None
         self.last_death_at: float | None = None
@@ -151,6 +162,7 @@ class SlotStateMachine:
         self.delay_s = 0.0
         self._budget = budget
         self._ready_since: float | None = None
+        self._last_death = DeathKind.UNKNOWN
 
     def allows(self, event: Event) -> bool:
         """Whether the event can happen in the present state."""
@@ -185,6 +197,7 @@ class SlotStateMachine:
         if action is Action.START:
             if event is Event.DUE:
                 self.restarts += 1
+                self.restarts_by_kind[self._last_death] = self.restarts_by_kind.get(self._last_death, 0) + 1
                 self.last_restart_at = now
             self._ready_since = None
         if state is not self.state:
@@ -199,12 +212,21 @@ class SlotStateMachine:
         """Applies a new restart policy from the next death on."""
         self._budget.policy = policy
 
-    def handle_death(self, now: float, cause: str, *, counts: bool = True, final: bool = False) -> Action:
+    def handle_death(
+        self,
+        now: float,
+        cause: str,
+        kind: DeathKind = DeathKind.UNKNOWN,
+        *,
+        counts: bool = True,
+        final: bool = False,
+    ) -> Action:
         """Makes the transition for the end of the current process.
 
         Args:
             now: monotonic seconds.
             cause: how it ended, for people.
+            kind: the same, for programs.
             counts: False when a suspect request, which ran by itself, is to blame: that spends no restart budget.
             final: another process could load no model: none is started, whatever is left of the restart budget.
 
@@ -213,7 +235,7 @@ class SlotStateMachine:
         """
         if self.state not in LIVE:
             return self.handle(Event.DIED, now)
-        self.last_death_at = now
+        self.last_death_at, self._last_death = now, kind
         if final:
             return self.handle(Event.SPENT, now, cause)
         ready_for_s = None if self._ready_since is None else now - self._ready_since

@@ -43,6 +43,7 @@ class HandlerModel:
     signature = ""
     other_signatures: Mapping[str, Model | LoadError] = {}
     defaults: Mapping[str, Array] = {}
+    signature_definitions = b""
     tower: TowerReport | None = None
 
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:

@@ -27,6 +27,8 @@ class Model(Protocol):
         signature: the name of the default signature, "" where the format has no signatures.
         other_signatures: the other signatures by name; of one that cannot be served, the reason.
         defaults: the values of optional inputs, by name.
+        signature_definitions: a serialized SignatureDefMap; empty where the format has none. See
+            `signature_definitions`.
         tower: where the replica is, and its nodes; None where that is not looked at.
     """
 
@@ -44,6 +46,8 @@ class Model(Protocol):
     def other_signatures(self) -> Mapping[str, Model | LoadError]: ...  # noqa: D102
     @property
     def defaults(self) -> Mapping[str, Array]: ...  # noqa: D102
+    @property
+    def signature_definitions(self) -> bytes: ...  # noqa: D102
     @property
     def tower(self) -> TowerReport | None: ...  # noqa: D102
 
@@ -100,6 +104,7 @@ class BaseModel(ABC):
         self.signature = ""
         self.other_signatures: Mapping[str, Model | LoadError] = {}
         self.defaults: Mapping[str, Array] = {}
+        self.signature_definitions = b""
 
     @property
     def tower(self) -> TowerReport | None:

@@ -20,6 +20,7 @@ from .meta_graph import INTERNAL_SIGNATURE, choose_meta_graph, tensors_of, unusa
 from .model import Array, CallableModel, Model, ModelCall
 from .plain_paths import plain_folder
 from .signature_defaults import argument_names, mark_optional, read_defaults
+from .signature_definitions import mark_keys, read_keys, serialize_definitions
 from .tensorflow_types import declare
 from .towers import TowerPlacement, assign
 
@@ -38,6 +39,20 @@ class _Signature(NamedTuple):
 
 _Signatures = dict[str, Callable[[], _Signature]]
 """Functions that load the signatures, by name. Each raises where its signature cannot be served."""
+
+
+class _Loaded(NamedTuple):
+    """A loaded MetaGraph.
+
+    Attributes:
+        signatures: see `_Signatures`.
+        keys: as `read_keys` returns them.
+        definitions: as `serialize_definitions` returns them.
+    """
+
+    signatures: _Signatures
+    keys: Mapping[str, Mapping[str, str]]
+    definitions: bytes
 
 
 def load(spec: ModelSpec, _devices: Sequence[str]) -> Model:
@@ -66,8 +81,10 @@ class SavedModel(CallableModel):
         assert spec.path is not None  # the loader chose this format because of it
         folder = plain_folder(str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path)))
         version = spec.version or ONLY_VERSION
-        signatures = _load_functions(spec, folder) if placement is None else _load_graph(spec, folder, placement)
-        models = {name: _load_signature(signatures[name], version) for name in sorted(signatures)}
+        signatures, keys, definitions = (
+            _load_functions(spec, folder) if placement is None else _load_graph(spec, folder, placement)
+        )
+        models = {name: _load_signature(signatures[name], keys.get(name, {}), version) for name in sorted(signatures)}
         failed = [name for name, model in models.items() if isinstance(model, LoadError)]
         name = choose_signature(sorted(models), failed, spec.signature)
         default = models.pop(name)
@@ -79,9 +96,12 @@ class SavedModel(CallableModel):
         self.signature = name
         self.other_signatures = models
         self.defaults = default.defaults
+        self.signature_definitions = definitions
 
 
-def _load_signature(load_one: Callable[[], _Signature], version: str) -> CallableModel | LoadError:
+def _load_signature(
+    load_one: Callable[[], _Signature], keys: Mapping[str, str], version: str
+) -> CallableModel | LoadError:
     """A signature as a model; or the reason why it cannot be served."""
     try:
         signature = load_one()
@@ -93,13 +113,13 @@ def _load_signature(load_one: Callable[[], _Signature], version: str) -> Callabl
         if is_out_of_memory(error):
             raise
         return LoadError(load_cause(error))
-    inputs = mark_optional(inputs, signature.defaults)
+    inputs = mark_keys(mark_optional(inputs, signature.defaults), keys)
     model = CallableModel(signature.call, inputs, outputs, version)
     model.defaults = {tensor.name: signature.defaults[tensor.name] for tensor in inputs if tensor.optional}
     return model
 
 
-def _load_functions(spec: ModelSpec, folder: str) -> _Signatures:
+def _load_functions(spec: ModelSpec, folder: str) -> _Loaded:
     """The signatures as functions of TensorFlow 2; in a session, where the model's Python objects cannot be loaded."""
     try:
         return _load_objects(spec, folder)
@@ -116,14 +136,14 @@ def _load_functions(spec: ModelSpec, folder: str) -> _Signatures:
                 f"jit_compile: XLA compiles functions, and the model's cannot be loaded: {cause}"
             ) from error
         try:
-            signatures = _load_graph(spec, folder, None)
+            loaded = _load_graph(spec, folder, None)
         except Exception:  # noqa: BLE001  the model itself is broken; the first error is of the loader that users know
             raise error from None
         log_event(logging.WARNING, "loaded as a graph, since its functions cannot be loaded", cause=cause)
-        return signatures
+        return loaded
 
 
-def _load_objects(spec: ModelSpec, folder: str) -> _Signatures:
+def _load_objects(spec: ModelSpec, folder: str) -> _Loaded:
     # The loader behind `tf.saved_model.load` for all models but those with one MetaGraph of TensorFlow 2. It fails if a
     # single signature cannot become a function, hence those are removed before.
     from tensorflow.python.saved_model.load_v1_in_v2 import _EagerSavedModelLoader
@@ -132,7 +152,7 @@ def _load_objects(spec: ModelSpec, folder: str) -> _Signatures:
     graphs = loader.saved_model.meta_graphs
     meta_graph = choose_meta_graph(loader.saved_model, spec.tags)
     unusable = unusable_signatures(meta_graph)
-    defaults = read_defaults(meta_graph)
+    defaults, keys, definitions = read_defaults(meta_graph), read_keys(meta_graph), serialize_definitions(meta_graph)
     if len(graphs) == 1 and meta_graph.HasField("object_graph_def"):
         del loader, graphs, meta_graph  # TensorFlow reads them again, and they may be large
         loaded = tf.saved_model.load(folder)
@@ -146,7 +166,7 @@ def _load_objects(spec: ModelSpec, folder: str) -> _Signatures:
         for name in loaded.signatures
         if name != INTERNAL_SIGNATURE
     }
-    return signatures | _refusals(unusable)
+    return _Loaded(signatures | _refusals(unusable), keys, definitions)
 
 
 def _refusals(unusable: Mapping[str, str]) -> _Signatures:
@@ -173,7 +193,7 @@ def _call_function(loaded: Any, function: Any, defaults: Mapping[str, Array]) ->
     return _Signature(_as_specs(inputs), _as_specs(function.structured_outputs), call, defaults)
 
 
-def _load_graph(spec: ModelSpec, folder: str, placement: TowerPlacement | None) -> _Signatures:
+def _load_graph(spec: ModelSpec, folder: str, placement: TowerPlacement | None) -> _Loaded:
     """The graph of a SavedModel of either TensorFlow, with its variables, tables and assets, in a session."""
     # The public `load` gives no access to the graph before it is imported.
     from tensorflow.python.saved_model.loader_impl import SavedModelLoader
@@ -182,6 +202,7 @@ def _load_graph(spec: ModelSpec, folder: str, placement: TowerPlacement | None) 
     meta_graph = choose_meta_graph(loader.saved_model, spec.tags)
     tags = list(meta_graph.meta_info_def.tags)
     unusable = unusable_signatures(meta_graph)
+    definitions = serialize_definitions(meta_graph)
     if placement is not None and placement.device is not None:
         assign(meta_graph.graph_def, placement.device)
     graph = tf.Graph()
@@ -196,7 +217,7 @@ def _load_graph(spec: ModelSpec, folder: str, placement: TowerPlacement | None) 
         for name, signature in meta_graph.signature_def.items()
         if name != INTERNAL_SIGNATURE
     }
-    return signatures | _refusals(unusable)
+    return _Loaded(signatures | _refusals(unusable), read_keys(meta_graph), definitions)
 
 
 def _call_graph(

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from multitower import tensors, wire
+from multitower.buffers import Buffers
 from multitower.errors import MultitowerError, Reason, make
 from multitower.worker_wire import KeySpec, Table, WorkerArea
 
-from .buffers import Buffers
 from .mappings import Mappings
 
 MAX_HEADERS = 1024

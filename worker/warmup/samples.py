@@ -114,14 +114,17 @@ def _convert_one(array: Array, tensor: TensorReport, origin: str) -> Array:
     if (array.dtype.kind == "O") != (tensor.datatype == tensors.BYTES) or not np.can_cast(
         array.dtype, dtype, "same_kind"
     ):
-        raise LoadError(f"{origin}: the input {tensor.name!r} is {array.dtype}, not {tensor.datatype}")
+        raise LoadError(
+            f"{origin}: the model takes {tensor.datatype} for the input {tensor.name!r}; the file has {array.dtype}"
+        )
     fits = tensor.shape is None or (
         array.ndim == len(tensor.shape)
         and all(size in (-1, given) for size, given in zip(tensor.shape, array.shape, strict=True))
     )
     if not fits:
         raise LoadError(
-            f"{origin}: the input {tensor.name!r} has the shape {list(array.shape)}, not {list(tensor.shape or ())}"
+            f"{origin}: the model takes the shape {list(tensor.shape or ())} (-1: any size) for the input "
+            f"{tensor.name!r}; the file has {list(array.shape)}"
         )
     return array.astype(dtype, copy=False)
 

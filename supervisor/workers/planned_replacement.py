@@ -17,6 +17,7 @@ from ..loop.history import EventKind
 from ..loop.log import event
 from ..routing.router import Router
 from .capacity import Capacity
+from .device_waits import versions_blocked_by, will_be_relieved
 from .exit_cause import Fault, Verdict
 from .replacement_queue import Replacement, ReplacementQueue, Step
 from .shortage import FIRST_RETRY_S
@@ -98,6 +99,10 @@ class Replacer:
 
     def _begin(self, replacement: Replacement, now: float) -> None:
         slot = replacement.slot
+        if replacement.beside_only and slot.aside is not None:
+            self._finish("a process of the slot is loading all models already", level=logging.INFO)
+            return
+        self._slots.end_aside(slot, now)
         state = slot.state
         if replacement.beside_only and (state is not State.READY or not self._overlaps(replacement)):
             self._finish("it could not be loaded beside a worker that serves")
@@ -122,7 +127,7 @@ class Replacer:
             if isinstance(started, WorkerProcess):
                 replacement.new = started
                 replacement.step = Step.LOADING
-            elif started.passing and now < (replacement.start_by or inf):
+            elif started.temporary and now < (replacement.start_by or inf):
                 replacement.start_by = replacement.start_by or now + START_S
                 replacement.start_at = now + FIRST_RETRY_S
             else:
@@ -177,7 +182,7 @@ class Replacer:
             return  # it is dead, or will be: what it was executing must first be given to other workers
         worker = old.route.worker
         if not worker.retiring:
-            if replacement.remove and self._slots.will_be_relieved(slot):
+            if replacement.remove and will_be_relieved(self._slots.slots, slot):
                 return
             expected = self._expected_versions(replacement)
             self._router.withdraw_versions(old.route, expected)
@@ -198,7 +203,7 @@ class Replacer:
     def _expected_versions(self, replacement: Replacement) -> set[tuple[str, str]]:
         """Model versions of the old process that other processes will load: requests for them can wait."""
         own = (
-            self._slots.versions_blocked_by(replacement.slot)
+            versions_blocked_by(self._slots.slots, replacement.slot)
             if replacement.remove
             else {spec.key for spec in replacement.target_specs}
         )
@@ -242,8 +247,14 @@ class Replacer:
 
     def _wait_for_new_process(self, replacement: Replacement, now: float) -> None:
         slot = replacement.slot
-        failed = tuple(model for model in slot.models if model.state != "ready" and model.key in replacement.changed)
+        changed = [model for model in slot.models if model.key in replacement.changed]
+        if slot.state is State.READY and any(model.state == "loading" for model in changed):
+            return  # it takes long, and the others are served meanwhile
+        failed = tuple(model for model in changed if model.state != "ready")
         if slot.state is State.READY and not failed:
+            self._finish(None)
+            return
+        if replacement.may_fail and slot.state in (State.READY, State.FAILED, State.STOPPED, State.BACKOFF):
             self._finish(None)
             return
         ended = slot.state in (State.READY, State.FAILED, State.STOPPED)

@@ -1,4 +1,4 @@
-"""Memory for the inputs of batches that is used again: new pages cost more than what is copied into them.
+"""Memory for large tensors that is used again: new pages cost more than what is copied into them.
 
 The system's allocator returns large blocks to the kernel at once, and the kernel clears each page that it hands out
 again: 130 us for 600 kB. A buffer comes back when nothing refers to it any more, so that a model may keep its inputs.
@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-MAX_FREE_BYTES = 64 << 20
-"""The limit for all free buffers. A worker needs one an input, and a second while its answer is being sent."""
-
 
 class Buffers:
     """Buffers by their size. Any number of threads may allocate some.
 
+    Args:
+        max_free_bytes: the limit for all free buffers.
+
     Attributes:
-        free_bytes: the size of all free buffers, at most `MAX_FREE_BYTES`.
+        free_bytes: the size of all free buffers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_free_bytes: int) -> None:
+        self._max_free_bytes = max_free_bytes
         # The garbage collector may return a buffer while any of the methods runs, hence the queue.
         self._returned: deque[np.ndarray[Any, Any]] = deque()
         self._free: dict[int, list[np.ndarray[Any, Any]]] = {}
@@ -49,9 +50,9 @@ class Buffers:
         while self._returned:
             memory = self._returned.popleft()
             size = memory.nbytes
-            if size > MAX_FREE_BYTES:
+            if size > self._max_free_bytes:
                 continue
-            if self.free_bytes + size > MAX_FREE_BYTES:
+            if self.free_bytes + size > self._max_free_bytes:
                 # The sizes of batches have changed: buffers of other sizes may never be needed again.
                 self._free.clear()
                 self.free_bytes = 0

@@ -1,0 +1,173 @@
+"""A ZeroMQ connection that is served by its owner's thread: messages on a Unix stream socket.
+
+libzmq serves its connections with a thread of its own: a message wakes two threads on each side. Here the owner waits
+for the socket directly, and a message wakes one thread. Both ends between the daemon and a worker are such streams, and
+so is the client's end over ipc.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from multitower import zmtp
+
+READ_BYTES: Final = 64 << 10
+
+BUFFER_BYTES: Final = 1 << 20
+"""What the kernel shall hold on its way; it allows as much as net.core.wmem_max."""
+
+MAX_BUFFERS: Final = 512
+"""Buffers in one system call; the kernel takes up to 1024."""
+
+# Other systems have no such flags; clients import this module there, and use libzmq.
+_DONTWAIT: Final = int(getattr(socket, "MSG_DONTWAIT", 0))
+_NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
+"""For all that is written: an application may have set SIGPIPE to its default, which ends the process."""
+
+
+class MessageStream:
+    """One connection.
+
+    Nothing is lost: what the peer has sent is read before its end is noticed.
+
+    Args:
+        connection: a connected socket; the stream owns it.
+        socket_type: what this side is, "DEALER" or "ROUTER".
+        allocate: makes writable memory for a large frame.
+
+    Attributes:
+        socket: as given.
+        ended: the peer has closed its end, and everything that it sent has been read.
+        drained: the last `read` has taken all that had arrived.
+        unsent: the kernel has not taken everything that was sent; call `flush` when the socket is writable.
+    """
+
+    def __init__(self, connection: socket.socket, socket_type: str, allocate: Callable[[int], memoryview]) -> None:
+        self.ended = False
+        self.drained = False
+        self.unsent = False
+        self.socket = connection
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        self._decoder = zmtp.Decoder(socket_type, allocate)
+        self._queue: deque[Any] = deque()
+        self._write([zmtp.GREETING + zmtp.ready(socket_type)])
+
+    def fileno(self) -> int:
+        """The descriptor of the socket."""
+        return self.socket.fileno()
+
+    def shake_hands(self) -> str:
+        """The type of the peer's socket; "" until enough has been read.
+
+        Raises:
+            ZmtpError: the peer does not follow the protocol, or is no peer for this socket.
+        """
+        return self._decoder.peer_type if self._decoder.shake_hands() else ""
+
+    def read(self, flags: int = _DONTWAIT) -> bool:
+        """Reads from the socket once.
+
+        Returns:
+            Whether anything was read; then there may be messages.
+        """
+        decoder = self._decoder
+        try:
+            rest = decoder.rest_of_frame()
+            if rest is None:
+                data = self.socket.recv(READ_BYTES, flags)
+                if data:
+                    decoder.feed(data)
+                    self.drained = len(data) < READ_BYTES
+                    return True
+            else:
+                count = self.socket.recv_into(rest, 0, flags)
+                if count:
+                    decoder.filled(count)
+                    self.drained = count < len(rest)
+                    return True
+        except BlockingIOError:
+            self.drained = True
+            return False
+        except ConnectionResetError:
+            pass  # it ended, and has not read all that was sent to it
+        self.ended = True
+        return False
+
+    def next_message(self) -> list[Any] | None:
+        """The next message of those that have been read, or None.
+
+        Raises:
+            ZmtpError: the peer does not follow the protocol.
+            MemoryError: there is no memory for a frame.
+        """
+        return self._decoder.next_message()
+
+    @property
+    def pinged(self) -> bool:
+        """Whether the peer has asked for signs of life: `answer_pings` is due."""
+        return bool(self._decoder.pongs)
+
+    def answer_pings(self) -> None:
+        """Sends what the peer has asked for."""
+        pongs, self._decoder.pongs = self._decoder.pongs, []
+        self._write(pongs)
+
+    def send(self, message: Sequence[Any]) -> None:
+        """Sends a message; what the kernel does not take at once is kept, in order."""
+        self._write(zmtp.encode(message))
+
+    def hold(self, message: Sequence[Any]) -> None:
+        """Keeps a message, to be written by the next `send` or `flush`. Large frames must not change until then."""
+        self._queue.extend(zmtp.encode(message))
+
+    @property
+    def kept(self) -> int:
+        """How many buffers wait to be written, because they were held or the kernel has not taken them."""
+        return len(self._queue)
+
+    def _write(self, buffers: list[Any]) -> None:
+        if self.unsent:
+            self._queue.extend(buffers)
+        elif len(buffers) == 1 and not self._queue:
+            data = buffers[0]
+            try:
+                sent = self.socket.send(data, _DONTWAIT | _NOSIGNAL)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(data):
+                self._queue.append(memoryview(data)[sent:])
+                self.unsent = True
+        else:
+            self._queue.extend(buffers)
+            self.flush()
+
+    def flush(self, flags: int = _DONTWAIT) -> None:
+        """Writes what is kept, as far as the kernel takes it."""
+        queue = self._queue
+        while queue:
+            try:
+                if len(queue) == 1:
+                    sent = self.socket.send(queue[0], flags | _NOSIGNAL)
+                else:
+                    buffers = [queue[index] for index in range(min(len(queue), MAX_BUFFERS))]
+                    sent = self.socket.sendmsg(buffers, (), flags | _NOSIGNAL)
+            except BlockingIOError:
+                break
+            while queue and sent >= len(queue[0]):
+                sent -= len(queue.popleft())
+            if sent:
+                queue[0] = memoryview(queue[0])[sent:]
+        self.unsent = bool(queue)
+
+    def drop_unsent(self) -> None:
+        """Forgets what is kept: the peer has gone."""
+        self._queue.clear()
+        self.unsent = False
+
+    def close(self) -> None:
+        """Closes the connection; what is unsent is lost."""
+        self.drop_unsent()
+        self.socket.close()

@@ -1,0 +1,116 @@
+"""What listening on an endpoint takes: its path or address, and the words for what prevents it.
+
+Front sockets and the listening sockets of the gateway use it.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import zmq
+
+from multitower.addresses import literal_version
+
+from ..loop.runtime_dir import HeldError, NotBindableYetError
+from ..loop.socket_path import SocketPath
+
+IPC = "ipc://"
+
+_TEMPORARY = frozenset(
+    (
+        errno.EADDRNOTAVAIL,
+        errno.ENODEV,
+        errno.ENETDOWN,
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.ESTALE,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOBUFS,
+    )
+)
+"""Errors of a bind that no change of the configuration file must mend.
+
+An address or a folder comes, permission is granted, a file system recovers, descriptors or memory become free.
+"""
+
+
+def bind(endpoint: str, socket: zmq.Socket[bytes]) -> None:
+    """Binds a socket; `*` is all addresses of both families, and a name its IPv4 address if it has one, else IPv6.
+
+    Raises:
+        zmq.ZMQError: it cannot be bound.
+    """
+    version = literal_version(endpoint)
+    first = version == 6 or endpoint.startswith("tcp://*:")
+    socket.set(zmq.IPV6, int(first))
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        # The machine has no IPv6, or the name no IPv4 address.
+        if version is not None or error.errno not in (zmq.EADDRNOTAVAIL, zmq.EAFNOSUPPORT, errno.ENODEV):
+            raise
+        socket.set(zmq.IPV6, int(not first))
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError:
+            raise error from None
+
+
+def take_path(endpoint: str, name: str | None = None) -> SocketPath:
+    """Takes the path of an ipc endpoint.
+
+    Args:
+        endpoint: `ipc://PATH`.
+        name: what errors call it, instead of the endpoint.
+
+    Raises:
+        HeldError: another process holds the path.
+        NotBindableYetError: the path cannot be used now, but perhaps later.
+        OSError: it cannot be used.
+    """
+    name = name or endpoint
+    path = Path(endpoint.removeprefix(IPC))
+    try:
+        return SocketPath(path)
+    except HeldError:
+        raise _held(name) from None
+    except FileExistsError as error:
+        raise FileExistsError(f"cannot listen on {name}: {error}") from None
+    except OSError as error:
+        folder = path.parent
+        what = f"the folder {folder} does not exist" if not folder.exists() else f"{folder}: {error.strerror}"
+        raise bind_error(error.errno, f"cannot listen on {name}: {what}") from None
+
+
+def _held(name: str) -> HeldError:
+    return HeldError(f"{name} is in use by another process; `ss -ltnpx` shows which")
+
+
+def bind_error(number: int | None, message: str) -> OSError:
+    """The error for a bind that failed with this error number: whether it may succeed later."""
+    return NotBindableYetError(message) if number in _TEMPORARY else OSError(message)
+
+
+def listening_error(name: str, error: BaseException) -> BaseException:
+    """The error for a user, for what was raised while an endpoint was bound; `error` itself where there is none.
+
+    Args:
+        name: of the endpoint, for people.
+        error: as raised.
+    """
+    if isinstance(error, UnicodeError):
+        return OSError(f"cannot listen on {name!a}: the address is not UTF-8")
+    if isinstance(error, zmq.ZMQError):
+        if error.errno == zmq.EADDRINUSE:
+            return _held(name)
+        return bind_error(error.errno, f"cannot listen on {name}: {error.strerror}")
+    if isinstance(error, OSError):
+        return bind_error(error.errno, f"cannot listen on {name}: {error.strerror or error}")
+    return error
