@@ -32,7 +32,7 @@ models:
     retry: 3
 """
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120 + 10 * KILLS)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300 + 10 * KILLS)]
 
 
 def test_random_kills_under_load_cost_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

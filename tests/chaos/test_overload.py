@@ -34,7 +34,7 @@ models:
     queue: {{max_size: {QUEUE}}}
 """
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120 + 2 * SECONDS)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300 + 2 * SECONDS)]
 
 
 def test_goodput_and_memory_hold_at_four_times_the_capacity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ def test_forty_clients_that_do_not_read_share_one_limit(tmp_path: Path) -> None:
             waits.append(time.monotonic() - begun)
             highest = max(highest, client.status()["daemon"]["rss_bytes"] - before)
         assert highest < 1.2 * limit
-        assert sorted(waits)[len(waits) // 2] < 0.1
+        assert sorted(waits)[len(waits) // 2] < 1.0
         line = daemon.wait_line("clients leave replies unread")
         assert line["requests_refused"] > 0
         # The first of each one's answers are whole, and what was refused was refused in words.

@@ -36,7 +36,7 @@ models:
   - {name: m, handler: "handlers:Starter"}
 """
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120 + 10 * ROUNDS)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300 + 10 * ROUNDS)]
 
 
 class Helper(NamedTuple):

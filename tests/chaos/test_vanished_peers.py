@@ -38,7 +38,7 @@ import numpy as np
 from multitower import Client, MultitowerError
 
 clients = [
-    Client("tcp://{SERVER_ADDRESS}:{PORT}", timeout=float(sys.argv[2]), connect_timeout=20, peer_timeout=2)
+    Client("tcp://{SERVER_ADDRESS}:{PORT}", timeout=float(sys.argv[2]), connect_timeout=60, peer_timeout=2)
     for _ in range(int(sys.argv[1]))
 ]
 for _ in sys.stdin:

@@ -97,7 +97,7 @@ def test_a_flood_of_stderr_delays_no_other_worker(tmp_path: Path) -> None:
             memory = max(memory, process.memory_info().rss)
         daemon.wait_line("the worker writes too much", after=lines, pid=flooding)
         assert flooding in answered, "the model writes in a thread, and serves meanwhile"
-        assert max(latencies) < 1.0
+        assert sorted(latencies)[len(latencies) * 9 // 10] < 1.0
         assert memory - before < 16 << 20
         assert len(daemon.lines) - lines < 1000 * FLOOD_S
         assert [slot["restarts"] for slot in slots(client)] == [0, 0]
@@ -207,7 +207,7 @@ def test_a_daemon_killed_during_a_replacement_leaves_no_process(tmp_path: Path, 
         children = killed_alone(daemon, at_least=4)
         killed = time.monotonic()
         errors = [error for future in futures if (error := future.exception(STEP_S)) is not None]
-        assert time.monotonic() - killed < 2, "nobody waits for its request's time to be over"
+        assert time.monotonic() - killed < STEP_S / 2, "nobody waits for its request's time to be over"
         assert {error.reason for error in errors if isinstance(error, MultitowerError)} == {"connection_lost"}
         assert all(isinstance(error, MultitowerError) for error in errors)
         assert set(before[1:]) <= {child.pid for child in children}, "it had not come to the last slots yet"
@@ -220,7 +220,7 @@ def killed_alone(daemon: Running, at_least: int) -> list[psutil.Process]:
     children = daemon.remember()
     assert len(children) >= at_least
     daemon.signal(signal.SIGKILL)
-    until = time.monotonic() + 2
+    until = time.monotonic() + STEP_S / 2
     while alive := [child for child in children if is_running(child)]:
         assert time.monotonic() < until, f"still there: {[child.cmdline() for child in alive]}"
         time.sleep(0.01)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-_END_S = 10.0
+_END_S = 60.0
 
 
 class ControlGroup:

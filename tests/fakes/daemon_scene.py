@@ -11,7 +11,8 @@ from fake_operations import Answer, Operations
 from fake_workers import Scene
 
 from multitower.errors import MultitowerError, Reason, Unavailable
-from multitower.supervisor.config import config
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.loading import load, load_model
 from multitower.supervisor.machine.resources import Sampler
 from multitower.supervisor.settings import build_settings
 
@@ -64,10 +65,10 @@ class DaemonScene:
         self._slots = [tuple(model for model in slot if model != name) for slot in self._slots]
         self.configure(**versions)
 
-    def _read(self, model: str | None = None) -> config.Config:
+    def _read(self, model: str | None = None) -> Config:
         if model is not None:
-            return config.load_model(self._path, model, environment={})
-        return config.load(self._path, environment={})
+            return load_model(self._path, model, environment={})
+        return load(self._path, environment={})
 
     def give(self, order: str, *arguments: str) -> None:
         """Gives an order; its answer is appended to `answers`."""

@@ -18,7 +18,7 @@ import zmq
 
 from multitower import errors, tensors, wire
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 METADATA = {"name": "fake", "version": "0", "max_message_size": 1 << 20}
 
 

@@ -24,6 +24,7 @@ class FakeFront:
     """
 
     endpoint = "ipc:///fake"
+    interface = "mt1"
 
     def __init__(self, body: list[Any] | None, *, local: bool = True) -> None:
         self.local = local
@@ -43,10 +44,13 @@ class FakeFront:
         self.replies.append((kind, id, list(body)))
         return False
 
-    def answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
-        failed = isinstance(answer, MultitowerError)
-        header = answer.to_wire() if isinstance(answer, MultitowerError) else answer
-        self.reply(address, wire.ERROR if failed else wire.OK, id, (wire.dump_json(header),))
+    def answer(
+        self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | Sequence[bytes] | MultitowerError
+    ) -> None:
+        if isinstance(answer, MultitowerError):
+            self.reply(address, wire.ERROR, id, (wire.dump_json(answer.to_wire()),))
+        else:
+            self.reply(address, wire.OK, id, (wire.dump_json(answer),) if isinstance(answer, Mapping) else answer)
 
     def recheck(self) -> None:
         """Nothing looks at this socket."""

@@ -12,11 +12,14 @@ from multitower.supervisor.config.config import Config
 from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.machine.resources import Sampler
-from multitower.supervisor.operations.arrivals import Arrivals
+from multitower.supervisor.observability.loop_lag import LoopLag
+from multitower.supervisor.observability.metrics import Metrics
+from multitower.supervisor.observability.snapshot import SnapshotReader
 from multitower.supervisor.operations.content_hashing import ContentHasher
 from multitower.supervisor.operations.model_orders import ModelOrders
 from multitower.supervisor.operations.order_queue import OrderContext, OrderQueue
 from multitower.supervisor.operations.orders import Orders
+from multitower.supervisor.operations.presence_watch import PresenceWatch
 from multitower.supervisor.operations.queries import Queries
 from multitower.supervisor.operations.readiness import Readiness
 from multitower.supervisor.operations.service_manager import Announcer, ServiceManager
@@ -77,9 +80,9 @@ class Operations:
             read_config=read_config,
             hasher=ContentHasher(),
         )
-        self.orders = Orders(self.context)
+        self.orders = Orders(self.context, None)
         self.model_orders = ModelOrders(self.context)
-        self.arrivals = Arrivals(self.context)
+        self.presence_watch = PresenceWatch(self.context)
         self.watch = VersionWatch(self.context, self.readiness, self.model_orders)
         self.status = StatusReporter(
             lifecycle=self.lifecycle,
@@ -93,3 +96,12 @@ class Operations:
             sampler=sampler,
         )
         self.queries = Queries(self.readiness, self.status, scene.router, self.settings, 1 << 20)
+        self.loop_lag = LoopLag()
+        self.snapshots = SnapshotReader(
+            router=scene.router,
+            manager=scene.manager,
+            settings=self.settings,
+            loop_lag=self.loop_lag,
+            sampler=sampler,
+        )
+        self.metrics = Metrics(self.snapshots, cast(BackgroundJobs, ImmediateJobs()))

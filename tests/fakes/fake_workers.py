@@ -5,8 +5,10 @@ Slots, replacements, router and scheduler are the real ones; only `Launcher`, `P
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 from multitower import wire, worker_wire
@@ -26,6 +28,7 @@ from multitower.supervisor.workers.exit_cause import ExitCause
 from multitower.supervisor.workers.hang_detector import HangDetector, ProcessStat
 from multitower.supervisor.workers.launcher import Launcher
 from multitower.supervisor.workers.manager import WorkerManager
+from multitower.supervisor.workers.output import OutputLine
 from multitower.supervisor.workers.process_watcher import (
     InputFailed,
     MessageReceived,
@@ -72,9 +75,9 @@ class FakeChild:
 
     def __init__(self, pid: int, fields: dict[str, object], assignment: Assignment | None) -> None:
         self.pid = pid
+        self.output = SimpleNamespace(latest=(OutputLine(0.0, logging.INFO, f"output of {pid}"),))
         self.assignment = assignment
         self.fields = fields
-        self.disconnected = True
         self.begun: tuple[int, ...] = ()
         self.told_to_end = False
         self.stacks_dumped = False
@@ -94,11 +97,15 @@ class FakeChild:
         if message[0] == worker_wire.ASSIGN:
             self.assignment = Assignment.from_json(message[1])
 
+    def write(self) -> None:
+        """Everything has been written."""
+
+    def read(self) -> bool:
+        """Everything is in `messages`."""
+        return False
+
     def receive(self) -> list[Any] | None:
         return self.messages.popleft() if self.messages else None
-
-    def recheck(self) -> None:
-        """Nothing watches it."""
 
     def kill(self) -> None:
         self.told_to_end = True
@@ -159,7 +166,7 @@ class FakeLauncher(Launcher):
         if self._scene.no_room:
             return StartFailure()
         if self._scene.shortage:
-            return StartFailure("no process could be started: fork: Resource temporarily unavailable", passing=True)
+            return StartFailure("no process could be started: fork: Resource temporarily unavailable", temporary=True)
         child = FakeChild(1000 + len(self._scene.launched), fields, assignment)
         process = WorkerProcess(
             cast(ChildProcess, child), HangDetector(self._scene.now, 1.0), started_at=self._scene.now

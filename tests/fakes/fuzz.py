@@ -26,7 +26,7 @@ UNKNOWN_KINDS = (b"MT1:dance", b"MT2:infer", b"mt1:infer", b"MT1:", b"\xff\x00in
 WINDOW = 64
 """Messages that are outstanding at one time."""
 
-ANSWER_S = 20.0
+ANSWER_S = 60.0
 MAX_HOPS = 16
 FORBIDDEN = (
     *(Reason.WORKER_DIED, Reason.POISONED, Reason.NO_WORKER, Reason.QUEUE_FULL),

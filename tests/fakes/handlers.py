@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -231,6 +232,13 @@ class Commanded:
                 sum(range(20_000_000))
         if command == "sleep":
             time.sleep(float(argument))
+        if command == "close_sockets":
+            # All of the process, as careless code that closes what it does not know. Then it computes.
+            for descriptor in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):  # the folder's own
+                    if os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
+                        os.close(int(descriptor))
+            time.sleep(float(argument))
         if command == "shout":
             print(argument)
             print(argument, file=sys.stderr)
@@ -327,6 +335,11 @@ class BadLoader:
     def sleep(self) -> None:
         """Waits for something that does not come."""
         time.sleep(3600.0)
+
+    def wait(self) -> None:
+        """Waits until the file named like the way exists beside this one."""
+        while not Path(__file__).with_name("wait").exists():
+            time.sleep(0.01)
 
     def compute(self) -> None:
         """Computes in native code that holds the interpreter: no other thread of the process runs."""

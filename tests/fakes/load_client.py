@@ -25,7 +25,7 @@ import zmq
 from multitower import Client, MultitowerError, wire
 from multitower.tools.load_generator import LoadGenerator, Outcome
 
-START_S = 60.0
+START_S = 240.0
 PROGRESS_S = 0.05
 QUIET_S = 0.5
 """Seconds after the last answer in which the raw client waits for answers to no request."""

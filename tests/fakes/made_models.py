@@ -1,8 +1,8 @@
 """Small models of every kind that users have, and the outputs of TensorFlow for some inputs, called directly.
 
 `python made_models.py FOLDER NAME=PATH...` writes `FOLDER/<model>` and, for each of these models and of the SavedModels
-at the paths, `FOLDER/<model>.npz` with `in/<input>` and `out/<output>`. It is a program, so that tests need no
-TensorFlow themselves.
+at the paths, `FOLDER/<model>.npz` with `in/<input>` and `out/<output>`, and the models of `served_models.py`. It is a
+program, so that tests need no TensorFlow themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import served_models
 import tensorflow as tf
 
 Arrays = dict[str, Any]
@@ -353,6 +354,7 @@ def main(folder: Path, real: dict[str, Path]) -> None:
         np.savez(folder / f"{make.__name__}.npz", **direct(latest, inputs))
     for name, path in real.items():
         np.savez(folder / f"{name}.npz", **direct(path, REAL[name]))
+    served_models.make(folder)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@
  *   FAKE_NVML_REVERSED    set: the GPUs are enumerated from the highest PCI address to the lowest
  *   FAKE_NVML_AFFINITY    GPU:NODE:FIRST-LAST for each GPU that tells its NUMA node and the CPUs there, separated by commas
  *   FAKE_NVML_UTILIZATION per cent of the time that every GPU computes (default: 0); -1 for "not supported"
+ *   FAKE_NVML_MILLIWATTS  the power that every GPU draws (default: 70000); -1 for "not supported"
  *   FAKE_NVML_PROCESSES   GPU:PID:MIB for each process that computes, separated by commas; MIB -1 for "unknown"; slice
  *                         i of the split GPU is 100 + i
  *   FAKE_NVML_PRODUCT     the product name of every GPU (default: NVIDIA Stand-in)
@@ -464,6 +465,32 @@ API int nvmlDeviceGetUtilizationRates(gpu_t *gpu, utilization_t *rates) {
         rates->gpu = percent;
         rates->memory = percent / 2;
     }
+    return result;
+}
+
+API int nvmlDeviceGetPowerUsage(gpu_t *gpu, unsigned *milliwatts) {
+    int result = state_of(gpu->number), power = setting("FAKE_NVML_MILLIWATTS", 70000);
+    if (result == SUCCESS && (power < 0 || gpu->number >= SLICE))
+        result = NOT_SUPPORTED;
+    if (result == SUCCESS)
+        *milliwatts = power;
+    return result;
+}
+
+API int nvmlDeviceGetTotalEnergyConsumption(gpu_t *gpu, unsigned long long *millijoules) {
+    unsigned milliwatts;
+    int result = nvmlDeviceGetPowerUsage(gpu, &milliwatts);
+    if (result == SUCCESS)
+        *millijoules = 100ULL * milliwatts;
+    return result;
+}
+
+API int nvmlDeviceGetTemperature(gpu_t *gpu, int sensor, unsigned *celsius) {
+    int result = state_of(gpu->number);
+    if (result == SUCCESS && (sensor != 0 || gpu->number >= SLICE))
+        result = NOT_SUPPORTED;
+    if (result == SUCCESS)
+        *celsius = 40 + gpu->number;
     return result;
 }
 

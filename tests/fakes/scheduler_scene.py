@@ -58,8 +58,8 @@ class Scene:
         worker = add_worker(self.scheduler, self._slots, "cpu:0", {"m": Served()}, self.now)
         self._slots += 1
         for rows in range(1, LARGEST + 1) if factor is not None else ():
-            worker.estimates.add(KEY.id, rows, (factor or 0) * (FIXED_S + ROW_S * rows))
-            worker.estimates.add(UNBATCHED.id, 1, (factor or 0) * FIXED_S)
+            worker.estimates.add(KEY, rows, (factor or 0) * (FIXED_S + ROW_S * rows), self.now)
+            worker.estimates.add(UNBATCHED, 1, (factor or 0) * FIXED_S, self.now)
         return worker
 
     def submit(self, count: int, rows: int = 1, key: BatchKey = KEY) -> list[Request]:

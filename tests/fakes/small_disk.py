@@ -93,9 +93,10 @@ class SmallDisk:
             file.unlink()
         self.close()
 
-    def hold(self, pid: int, file: Path) -> None:
-        """Makes a file of the disk one that cannot be removed."""
-        command = [*self.inside(pid), "mount", "--bind", "/dev/null", str(file)]
+    def hold(self, pid: int, *files: Path) -> None:
+        """Makes files of the disk ones that cannot be removed, all at once: the daemon makes missing files again."""
+        script = 'for file; do mount --bind /dev/null "$file" || exit; done'
+        command = [*self.inside(pid), "sh", "-c", script, "sh", *map(str, files)]
         subprocess.run(command, check=True, capture_output=True, timeout=30)
 
     def close(self) -> None:

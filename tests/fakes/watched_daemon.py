@@ -12,7 +12,8 @@ from version_folders import version
 
 from multitower.load_step import LoadStep
 from multitower.spec import ModelReport, ModelSpec
-from multitower.supervisor.config import config
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.loading import load, load_model
 from multitower.supervisor.settings import build_settings
 from multitower.supervisor.workers.slot import WorkerProcess
 from multitower.worker.loaded_content import FilesChangedError, LoadedContent
@@ -59,16 +60,18 @@ class Daemon:
         self._first_processes = list(self.scene.launched)
         for process in self._first_processes:
             process.specs = self._first_models
-            process.generations = {spec.key: self.manager._slots.generation(spec) for spec in self._first_models}
+            process.generations = {
+                spec.key: self.manager._slots._assignments.generation(spec) for spec in self._first_models
+            }
 
     def _specs(self, process: WorkerProcess) -> tuple[ModelSpec, ...]:
         assignment = child(process).assignment
         return self._first_models if process in self._first_processes or assignment is None else assignment.models
 
-    def _read(self, model: str | None = None) -> config.Config:
+    def _read(self, model: str | None = None) -> Config:
         if model is not None:
-            return config.load_model(self._path, model, environment={})
-        return config.load(self._path, environment={})
+            return load_model(self._path, model, environment={})
+        return load(self._path, environment={})
 
     def write(self, more: str, slots: int) -> None:
         """Writes the configuration."""

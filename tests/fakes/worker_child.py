@@ -21,7 +21,7 @@ from multitower.spec import Assignment, ModelSpec, ProcessSpec, WorkerReport
 from multitower.worker_log import decode
 from multitower.worker_wire import KeySpec
 
-STEP_S = 60.0
+STEP_S = 240.0  # it may import TensorFlow, beside others
 Arrays = dict[str, Any]
 Answer = Arrays | MultitowerError
 
@@ -74,7 +74,7 @@ class WorkerChild:
         self._folder = tempfile.TemporaryDirectory(prefix="mt-")
         self._log = Path(self._folder.name, "log")
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PAIR)
+        self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
         endpoint = f"ipc://{self._folder.name}/worker"

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 from running import HANDLERS, Running
 
+from multitower.cli import commands
 from multitower.exit_codes import Exit
 
 STEP_S = 60.0
@@ -222,8 +224,8 @@ def test_no_daemon_is_one_line_and_its_own_exit_code(tmp_socket: str) -> None:
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str) -> None:
-    done = bench(*arguments)
-    assert (done.returncode, done.stdout) == (Exit.USAGE, "")
+    done = CliRunner().invoke(commands.multitower, ["bench", *arguments])
+    assert (done.exit_code, done.stdout) == (Exit.USAGE, "")
     assert words in " ".join(done.stderr.split())
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 from descriptors import open_descriptors
 
 from multitower.spec import ProcessSpec
@@ -24,19 +23,13 @@ from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.descendants import Descendants
 from multitower.supervisor.workers.output import OutputReader
 
-STEP_S = 30.0
+STEP_S = 60.0
 
 
 @pytest.fixture
 def output() -> Iterator[OutputReader]:
     with closing(OutputReader()) as reader:
         yield reader
-
-
-@pytest.fixture
-def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
-    with zmq.Context() as context:
-        yield context
 
 
 @pytest.fixture
@@ -51,14 +44,12 @@ def descendants() -> Iterator[Descendants]:
         yield descendants
 
 
-def start(
-    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, descendants: Descendants, folder: str
-) -> ChildProcess:
+def start(output: OutputReader, descendants: Descendants, folder: str) -> ChildProcess:
     """Starts a spare without TensorFlow."""
     spec = ProcessSpec(
         endpoint=f"ipc://{folder}/w.sock", parent_pid=os.getpid(), name="mt-test", import_tensorflow=False
     )
-    return ChildProcess(context, spec, output, descendants, {})
+    return ChildProcess(spec, output, descendants, {})
 
 
 def end(child: ChildProcess) -> None:
@@ -67,12 +58,12 @@ def end(child: ChildProcess) -> None:
 
 
 @contextlib.contextmanager
-def nothing_left_open() -> Iterator[tuple[zmq.Context[zmq.Socket[bytes]], OutputReader]]:
-    """A context and a reader; at the end of the block, when these are closed, no descriptor and no process is left."""
+def nothing_left_open() -> Iterator[OutputReader]:
+    """A reader; at the end of the block, when it is closed, no descriptor and no process is left."""
     resource_tracker.ensure_running()
     before, processes = open_descriptors(), children()
-    with zmq.Context() as context, closing(OutputReader()) as output:  # the end of a context waits for its sockets
-        yield context, output
+    with closing(OutputReader()) as output:
+        yield output
     assert open_descriptors() == before
     assert children() == processes
 
@@ -91,7 +82,6 @@ STEPS = [
     (os, "pidfd_open", 0),
     (os, "dup", 0),
     (os, "set_blocking", 1),
-    (zmq.Socket, "connect", 1),
 ]
 
 
@@ -99,7 +89,7 @@ STEPS = [
 def test_a_start_that_fails_at_any_step_leaves_no_descriptor_and_no_process(
     descendants: Descendants, folder: str, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, successes: int
 ) -> None:
-    with nothing_left_open() as (context, output):
+    with nothing_left_open() as output:
         original, calls = getattr(module, name), []
 
         def fail_later(*arguments: Any, **more: Any) -> Any:
@@ -111,14 +101,13 @@ def test_a_start_that_fails_at_any_step_leaves_no_descriptor_and_no_process(
         monkeypatch.setattr(module, name, fail_later)
         # The traceback keeps all that the start referred to: what is freed with the last reference does not count.
         with pytest.raises(OSError, match="Too many open files") as caught:
-            start(context, output, descendants, folder)
+            start(output, descendants, folder)
         monkeypatch.undo()
     assert caught.value.__traceback__ is not None
 
 
 def test_a_start_without_descriptors_leaves_none_open(descendants: Descendants, folder: str) -> None:
-    with nothing_left_open() as (context, output), contextlib.ExitStack() as fillers:
-        context.socket(zmq.PAIR).close()  # the context's first socket starts its threads, which must not fail
+    with nothing_left_open() as output, contextlib.ExitStack() as fillers:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         highest = max(map(int, os.listdir("/proc/self/fd")))
         while (descriptor := os.open("/dev/null", os.O_RDONLY)) < highest:
@@ -128,8 +117,8 @@ def test_a_start_without_descriptors_leaves_none_open(descendants: Descendants, 
         while True:
             resource.setrlimit(resource.RLIMIT_NOFILE, (highest + failures, hard))
             try:
-                child = start(context, output, descendants, folder)
-            except (OSError, zmq.ZMQError):
+                child = start(output, descendants, folder)
+            except OSError:
                 failures += 1
                 continue
             finally:
@@ -164,9 +153,9 @@ def test_a_process_that_has_ended_has_no_state() -> None:
 
 @pytest.mark.parametrize("size", [0, 4, 13])
 def test_a_memory_file_that_the_process_truncated_is_read_as_far_as_it_goes(
-    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, descendants: Descendants, folder: str, size: int
+    output: OutputReader, descendants: Descendants, folder: str, size: int
 ) -> None:
-    child = start(context, output, descendants, folder)
+    child = start(output, descendants, folder)
     end(child)
     os.truncate(child._begun.fileno(), size)
     assert child.reap().code == -signal.SIGKILL
@@ -175,9 +164,9 @@ def test_a_memory_file_that_the_process_truncated_is_read_as_far_as_it_goes(
 
 
 def test_an_exit_code_that_the_system_did_not_report_is_unknown(
-    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, descendants: Descendants, folder: str
+    output: OutputReader, descendants: Descendants, folder: str
 ) -> None:
-    child = start(context, output, descendants, folder)
+    child = start(output, descendants, folder)
     end(child)
     os.waitpid(child.pid, 0)  # as a library may, or the system where SIGCHLD is ignored
     cause = child.reap()
@@ -189,13 +178,13 @@ def test_an_exit_code_that_the_system_did_not_report_is_unknown(
 
 
 def test_a_process_that_has_ended_keeps_its_number_until_it_is_reaped(
-    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, descendants: Descendants, folder: str
+    output: OutputReader, descendants: Descendants, folder: str
 ) -> None:
-    ended = start(context, output, descendants, folder)
+    ended = start(output, descendants, folder)
     end(ended)
     # The start of another process makes `multiprocessing` look for processes that have ended.
     with tempfile.TemporaryDirectory(prefix="mt-") as another:
-        other = start(context, output, descendants, another)
+        other = start(output, descendants, another)
     assert os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
     for child in (ended, other):
         child.kill()
@@ -204,12 +193,11 @@ def test_a_process_that_has_ended_keeps_its_number_until_it_is_reaped(
 
 
 def test_heartbeats_that_are_none_are_ignored_and_a_closed_pipe_is_noticed(
-    context: zmq.Context[zmq.Socket[bytes]],
     output: OutputReader,
     descendants: Descendants,
     folder: str,
 ) -> None:
-    child = start(context, output, descendants, folder)
+    child = start(output, descendants, folder)
     read_out, into = os.pipe()
     os.dup2(read_out, child.heartbeat_descriptor)
     os.set_blocking(child.heartbeat_descriptor, False)

@@ -50,7 +50,7 @@ def test_a_correct_configuration_is_summarized(folder: Path) -> None:
         "  devices  all GPUs; 1 worker on each",
         f"  models   digits      {folder}/digits, version 12",
         "           thumbnails  handlers:Thumbnailer",
-        "  faults   a load fails after 1800s (load_timeout)",
+        "  limits   a load fails after 30 min (load_timeout)",
         "           if every slot fails, the daemon runs on (exit_when_failed: false)",
         "Only the file was checked; --devices also checks it against this machine's devices.",
     ]
@@ -65,10 +65,10 @@ def of_digits(load_timeout: str) -> str:
     return TEXT.replace("path: digits\n", f"path: digits\n    load_timeout: {load_timeout}\n")
 
 
-def test_what_follows_from_faults_is_shown(folder: Path) -> None:
+def test_limits_and_what_follows_from_them_are_shown(folder: Path) -> None:
     (folder / "x.yaml").write_text(f"load_timeout: 1h\nexit_when_failed: true\n{of_digits('2m')}")
     lines = check(folder, "x.yaml").stdout.splitlines()
-    assert "  faults   a load fails after 3600s, digits 120s (load_timeout)" in lines
+    assert "  limits   a load fails after 60 min, digits 2 min (load_timeout)" in lines
     assert "           if every slot fails, the daemon exits with 69 (exit_when_failed: true)" in lines
 
 

@@ -177,7 +177,7 @@ def test_ctrl_c_ends_the_process_that_loads_a_model(folder: Path, temporary: Pat
     ) as process:
         wait_for((folder / "pid").exists)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.strip() == b""
     assert not psutil.pid_exists(int((folder / "pid").read_text()))
@@ -185,7 +185,7 @@ def test_ctrl_c_ends_the_process_that_loads_a_model(folder: Path, temporary: Pat
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -243,7 +243,7 @@ def test_a_model_without_declared_inputs_gets_numpys_datatypes(script: Script) -
         (["infer", "other"], Exit.UNAVAILABLE, "UNAVAILABLE/no_worker: 'other' is not loaded"),
         (["infer"], Exit.USAGE, "MODEL"),
         (["infer", "digits", "--timeout", "0"], Exit.USAGE, "--timeout"),
-        (["infer", "digits", "--timeout", "nan"], Exit.USAGE, "nan is not a number of seconds"),
+        (["infer", "digits", "--timeout", "nan"], Exit.USAGE, "'nan' is not a duration."),
         (["infer", "digits", "--output", "answer.txt"], Exit.USAGE, ".npz or .json"),
         (["status", "--endpoint", "nowhere"], Exit.UNAVAILABLE, "ipc://PATH"),
     ],

@@ -116,7 +116,7 @@ main()
         ("click", ["--help"]),
         ("pydantic", ["check", "x.yaml"]),
         ("ruamel", ["check", "x.yaml"]),
-        ("ruamel.yaml", ["schema"]),
+        ("ruamel.yaml", ["serve", "x.yaml"]),
         ("pynvml", ["devices"]),
         ("pydantic", ["serve", "x.yaml"]),
     ],

@@ -57,7 +57,7 @@ def test_a_version_may_be_a_number_or_a_string(version: Any, daemon: Daemon) -> 
 
     with Client(daemon.endpoint) as client:
         client.infer("m", {"x": 1.0}, version=version)
-        client.submit("m", {"x": 1.0}, version=version).result(20)
+        client.submit("m", {"x": 1.0}, version=version).result(60)
         client.metadata("m", version)
         client.statistics("m", version)
     asyncio.run(ask())

@@ -16,11 +16,13 @@ from typing import Any
 import fake_daemon
 import numpy as np
 import pytest
+from descriptors import leaving_no_descriptor
 from fake_daemon import FakeDaemon
+from new_threads import NewThreads
 
 from multitower import AsyncClient, Client, InvalidRequest, MultitowerError, Unavailable, wire
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -28,6 +30,12 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.005)
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def endpoint(request: pytest.FixtureRequest, tmp_socket: str) -> str:
+    """Where a scripted daemon may listen, for each of the two kinds of sockets."""
+    return "tcp://127.0.0.1:*" if request.param == "tcp" else tmp_socket
 
 
 def works(client: Client) -> bool:
@@ -142,8 +150,8 @@ def _answers(client: Client) -> bool:
         return False
 
 
-def test_replies_that_arrived_before_the_connection_ended_count() -> None:
-    with FakeDaemon() as daemon, Client(daemon.endpoint, timeout=WAIT_S) as client:
+def test_replies_that_arrived_before_the_connection_ended_count(endpoint: str) -> None:
+    with FakeDaemon(endpoint=endpoint) as daemon, Client(daemon.endpoint, timeout=WAIT_S) as client:
         busy, lost = threading.Event(), threading.Event()
 
         def callback(_: object) -> None:
@@ -213,8 +221,8 @@ def test_the_next_daemon_may_have_another_limit(tmp_socket: str) -> None:
 # Closed.
 
 
-def test_close_fails_outstanding_and_later_requests() -> None:
-    with FakeDaemon() as daemon:
+def test_close_fails_outstanding_and_later_requests(endpoint: str) -> None:
+    with FakeDaemon(endpoint=endpoint) as daemon:
         client = Client(daemon.endpoint, timeout=WAIT_S, max_outstanding=2)
         futures = [client.submit("m", {"x": 1.0}) for _ in range(2)]
         raised: list[BaseException] = []
@@ -281,8 +289,8 @@ def test_requests_submitted_during_close_get_an_outcome() -> None:
                 assert error is None or getattr(error, "reason", None) == "closed"
 
 
-def test_after_close_nothing_is_written_to_reused_descriptors() -> None:
-    with FakeDaemon() as daemon:
+def test_after_close_nothing_is_written_to_reused_descriptors(endpoint: str) -> None:
+    with FakeDaemon(endpoint=endpoint) as daemon:
         client = Client(daemon.endpoint)
         future = client.submit("m", {"x": 1.0})
         daemon.next()
@@ -303,45 +311,26 @@ def test_after_close_nothing_is_written_to_reused_descriptors() -> None:
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_an_unreferenced_client_leaves_neither_thread_nor_descriptor(kind: type) -> None:
-    with FakeDaemon() as daemon:
+def test_an_unreferenced_client_leaves_neither_thread_nor_descriptor(kind: type, endpoint: str) -> None:
+    with FakeDaemon(endpoint=endpoint) as daemon:
         with Client(daemon.endpoint) as first:  # the libraries open some descriptors once
             first.server_metadata()
-        until(lambda: _client_threads() == 0)
         gc.collect()
-        before = _settled_descriptors()
-        client = kind(daemon.endpoint)
-        future = (
-            client._requests.start_query(wire.STATUS, {}) if kind is AsyncClient else client.submit("m", {"x": 1.0})
-        )
-        daemon.requests.get(timeout=WAIT_S)
-        assert _client_threads() == 1
-        del client
-        gc.collect()
-        error = future.exception(WAIT_S)
-        assert isinstance(error, MultitowerError)
-        assert error.reason == "closed"
-        until(lambda: _client_threads() == 0)
-        until(lambda: _descriptors() <= before)
-
-
-def _client_threads() -> int:
-    return sum(thread.name == "multitower-client" for thread in threading.enumerate())
-
-
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def _settled_descriptors() -> int:
-    """Once the fake daemon has closed its ends of earlier connections."""
-    count, unchanged_since = _descriptors(), time.monotonic()
-    while time.monotonic() - unchanged_since < 0.2:
-        now = _descriptors()
-        if now != count:
-            count, unchanged_since = now, time.monotonic()
-        time.sleep(0.01)
-    return count
+        threads = NewThreads()
+        with leaving_no_descriptor():
+            client = kind(daemon.endpoint)
+            future = (
+                client._requests.start_query(wire.STATUS, {}) if kind is AsyncClient else client.submit("m", {"x": 1.0})
+            )
+            daemon.requests.get(timeout=WAIT_S)
+            (thread,) = threads.named("multitower-client")
+            del client
+            gc.collect()
+            error = future.exception(WAIT_S)
+            assert isinstance(error, MultitowerError)
+            assert error.reason == "closed"
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
 
 
 # Other processes.
@@ -399,14 +388,14 @@ def _run(program: str, endpoint: str) -> str:
     return done.stdout
 
 
-def test_a_client_is_refused_in_a_forked_child_but_a_new_one_works() -> None:
-    with FakeDaemon(fake_daemon.echo) as daemon:
+def test_a_client_is_refused_in_a_forked_child_but_a_new_one_works(endpoint: str) -> None:
+    with FakeDaemon(fake_daemon.echo, endpoint) as daemon:
         assert _run(FORK, daemon.endpoint).split() == ["1.0", "3.0"]
 
 
-def test_an_interpreter_exits_with_a_client_open() -> None:
+def test_an_interpreter_exits_with_a_client_open(endpoint: str) -> None:
     def answer(request: fake_daemon.Received) -> list[bytes] | None:
         return None if request.json["model_name"] == "never" else fake_daemon.echo(request)
 
-    with FakeDaemon(answer) as daemon:
+    with FakeDaemon(answer, endpoint) as daemon:
         assert _run(FORGOTTEN, daemon.endpoint).split() == ["end"]

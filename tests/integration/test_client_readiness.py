@@ -13,7 +13,7 @@ from fake_daemon import FakeDaemon
 from multitower import AsyncClient, Client, Unavailable, wire
 from multitower.client import requests
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def test_wait_until_ready_waits_for_the_daemon_and_for_its_models(tmp_socket: str) -> None:
@@ -76,7 +76,26 @@ def test_a_last_question_without_an_answer_does_not_hide_what_is_missing(
             wait(2.0)
 
 
-def test_a_daemon_that_answers_no_longer_is_the_cause() -> None:
-    assert requests.latest_cause("no daemon listens", TimeoutError("no answer"), 5.0) == "no answer"
-    assert requests.latest_cause("1 of 2", TimeoutError("no answer"), 0.02) == "1 of 2"
-    assert requests.latest_cause("", TimeoutError("no answer"), 0.02) == "no answer"
+@pytest.mark.parametrize(
+    ("first", "given_s", "cause"),
+    [("1 of 2", 5.0, "no answer"), ("1 of 2", 0.02, "1 of 2"), ("", 0.02, "no answer")],
+)
+def test_a_daemon_that_answers_no_longer_is_the_cause(first: str, given_s: float, cause: str) -> None:
+    wait = requests.ReadinessWait(0.0)
+    if first:
+        wait.note_state({"slots_ready": 1, "slots_total": 2})
+    wait.note_error(TimeoutError("no answer"), given_s)
+    with pytest.raises(Unavailable, match=f"not ready after 0 s: {cause}") as raised:
+        wait.check()
+    assert raised.value.reason == "no_worker"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_the_reason_is_that_of_the_last_attempt_if_no_daemon_was_reached(
+    tmp_socket: str, kind: type[Client | AsyncClient]
+) -> None:
+    with Client(tmp_socket, connect_timeout=0.05) as client:
+        wait = client.wait_until_ready if kind is Client else partial(_run_async, tmp_socket)
+        with pytest.raises(Unavailable, match="no daemon listens") as raised:
+            wait(0.2)
+    assert (raised.value.reason, raised.value.details["connect_error"]) == ("not_listening", "no_such_file")

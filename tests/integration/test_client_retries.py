@@ -15,11 +15,12 @@ import fake_daemon
 import numpy as np
 import pytest
 from fake_daemon import FakeDaemon, Received
+from new_threads import NewThreads
 
 from multitower import AsyncClient, Client, DeadlineExceeded, MultitowerError, Overloaded, Unavailable, wire
 from multitower.errors import Reason
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -115,12 +116,10 @@ def test_requests_that_may_have_run_are_not_sent_again(
 
 @pytest.mark.parametrize("retry_after_ms", [4000, 60_000])
 def test_a_retry_past_the_deadline_is_not_made(client: Client, daemon: FakeDaemon, retry_after_ms: int) -> None:
-    begun = time.monotonic()
     future = client.submit("m", {"x": 1.0}, timeout=4.0)
     refuse(daemon, retry_after_ms)
     error = future.exception(WAIT_S)
-    assert time.monotonic() - begun < 4.0
-    assert isinstance(error, Overloaded)
+    assert isinstance(error, Overloaded), "at its deadline it would be another error"
     assert error.details == {"queue_depth": 9, "retry_after_ms": retry_after_ms}
 
 
@@ -153,11 +152,10 @@ def test_close_does_not_wait_for_retries(daemon: FakeDaemon) -> None:
     client = Client(daemon.endpoint, timeout=WAIT_S)
     futures = [client.submit("m", {"x": 1.0}) for _ in range(3)]
     for _ in futures:
-        refuse(daemon, 5000)
+        refuse(daemon, 30_000)
     has_read(client, daemon)
-    begun = time.monotonic()
     client.close()
-    assert time.monotonic() - begun < 2.5
+    assert daemon.requests.empty(), "it does not send them again first"
     for future in futures:
         error = future.exception(0)
         assert isinstance(error, Unavailable)
@@ -211,7 +209,7 @@ def test_a_request_that_waits_for_its_retry_is_outstanding(daemon: FakeDaemon) -
 
 def test_other_requests_run_while_one_waits_for_its_retry(client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
-    refuse(daemon, 5000)
+    refuse(daemon, 30_000)
     for _ in range(50):
         has_read(client, daemon)
     assert not future.done()
@@ -240,21 +238,23 @@ def test_hundreds_of_refused_requests_get_one_outcome_each() -> None:
     assert outcomes == dict.fromkeys(range(600), 1)
 
 
-def test_a_client_that_waits_for_a_retry_uses_no_cpu(client: Client, daemon: FakeDaemon) -> None:
-    future = client.submit("m", {"x": 1.0})
-    refuse(daemon, 1000)
-    has_read(client, daemon)
-    thread = next(each for each in threading.enumerate() if each.name == "multitower-client")
-    stat = Path(f"/proc/self/task/{thread.native_id}/stat")
+def test_a_client_that_waits_for_a_retry_uses_no_cpu(daemon: FakeDaemon) -> None:
+    threads = NewThreads()
+    with Client(daemon.endpoint, timeout=WAIT_S) as client:
+        future = client.submit("m", {"x": 1.0})
+        refuse(daemon, 1000)
+        has_read(client, daemon)
+        (thread,) = threads.named("multitower-client")
+        stat = Path(f"/proc/self/task/{thread.native_id}/stat")
 
-    def ticks() -> int:
-        user, system = stat.read_text().rsplit(")", 1)[1].split()[11:13]
-        return int(user) + int(system)
+        def ticks() -> int:
+            user, system = stat.read_text().rsplit(")", 1)[1].split()[11:13]
+            return int(user) + int(system)
 
-    before = ticks()
-    daemon.next()
-    assert ticks() - before <= os.sysconf("SC_CLK_TCK") // 10  # a tenth of the wait; a busy one takes all of it
-    future.cancel()
+        before = ticks()
+        daemon.next()
+        assert ticks() - before <= os.sysconf("SC_CLK_TCK") // 10  # a tenth of the wait; a busy one takes all of it
+        future.cancel()
 
 
 @pytest.mark.parametrize("how", ["answered", "cancelled", "never"])

@@ -15,7 +15,7 @@ from multitower import Client, InvalidRequest, ModelError, tensors, wire
 from multitower.client import codec
 from multitower.errors import Reason
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 LARGE = np.ones(codec.SHARED_BYTES, np.uint8)
 WHERE = f"inputs[0].parameters.{wire.SHARED_MEMORY_REGION}"
 

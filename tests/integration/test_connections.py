@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+from descriptors import leaving_no_descriptor
 from running import Running
 
 from multitower.supervisor.routing.connections import Connections
@@ -24,7 +25,11 @@ from multitower.supervisor.routing.front_socket import FrontSocket
 from multitower.supervisor.routing.listener import MONITOR_QUEUE, Listener, listen_on_path
 from multitower.supervisor.routing.unread import UnreadReplies
 
-WAIT_S = 20.0
+WAIT_S = 60.0
+
+ON_ITS_WAY = 1
+"""Clients that may be accepted although no more are allowed: when the daemon closed the valve, libzmq's thread may have
+been about to call accept(), and it calls it later, on a busy machine."""
 
 
 class Front:
@@ -108,9 +113,11 @@ def test_clients_above_the_maximum_wait_and_are_accepted_when_others_leave(endpo
             front.connections.accept()
             front.connections.tick()
             time.sleep(0.01)
-        assert not any(map(greeted, waiting))
-        assert front.connections.open == 3
-        accepted[0].close()
+        early = sum(map(greeted, waiting))
+        assert early <= ON_ITS_WAY
+        assert front.connections.open == 3 + early
+        for client in accepted:
+            client.close()
         front.wait_until(lambda: greeted(waiting[0]))
 
 
@@ -130,7 +137,7 @@ def test_who_is_connected_is_served_while_others_wait(endpoint: str) -> None:
             front.socket.answer(incoming.address, b"%d" % number, {})
             assert peer.poll(WAIT_S * 1000)
             assert peer.recv_multipart()[2] == b"%d" % number
-        assert front.connections.open == 1
+        assert front.connections.open <= 1 + ON_ITS_WAY
 
 
 def test_nobody_is_accepted_before_the_loop_lets_libzmq(endpoint: str) -> None:
@@ -177,7 +184,7 @@ def test_a_loop_that_stalls_while_clients_flood_accepts_a_bounded_number(
             return close_valve(descriptor)
 
         monkeypatch.setattr(os, "eventfd_read", stall)
-        before = len(os.listdir("/proc/self/fd"))
+        before = sockets()
         thread.start()
         until = time.monotonic() + WAIT_S
         while not clients:
@@ -186,7 +193,7 @@ def test_a_loop_that_stalls_while_clients_flood_accepts_a_bounded_number(
         front.connections.accept()
         monkeypatch.setattr(os, "eventfd_read", close_valve)
         done.set()
-        accepted = len(os.listdir("/proc/self/fd")) - before - len(clients)
+        accepted = len(sockets() - before) - len(clients)
         front.wait_until(lambda: not thread.is_alive())
         assert MONITOR_QUEUE <= accepted <= MONITOR_QUEUE + 5
         assert front.connections.open >= MONITOR_QUEUE
@@ -255,12 +262,11 @@ def test_a_greater_maximum_lets_those_that_wait_in(endpoint: str) -> None:
 def test_opening_and_closing_leaves_no_descriptors(endpoint: str) -> None:
     with opened(endpoint, 10):
         pass
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
-        with opened(endpoint, 10) as front:
-            front.connect()
-            front.wait_until(lambda: front.connections.open == 1)
-    assert len(os.listdir("/proc/self/fd")) == before
+    with leaving_no_descriptor():
+        for _ in range(5):
+            with opened(endpoint, 10) as front:
+                front.connect()
+                front.wait_until(lambda: front.connections.open == 1)
 
 
 CONFIG = """
@@ -289,9 +295,50 @@ def test_a_daemon_at_max_connections_tells_an_operator_and_a_reload_lets_clients
             daemon.process.send_signal(signal.SIGHUP)
             for answer in asked:
                 assert answer.result(WAIT_S)["y"].tolist() == [[10]]
-            assert first.status()["daemon"]["connections"]["max"] == 50
+            daemon.wait(lambda: first.status()["daemon"]["connections"]["max"] == 50)  # it is true within a second
             daemon.wait_line("connections are accepted again")
         finally:
             for client in waiting:
                 client.close()
         assert daemon.end() == 0
+
+
+CLOSING = """
+import os, select, sys
+import zmq
+from multitower.supervisor.routing.connections import Connections
+from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.unread import UnreadReplies
+
+case, folder = sys.argv[1:]
+with zmq.Context() as context:
+    for number in range(40):
+        stale = select.epoll()
+        if case == "numbers that another epoll has kept":
+            reading, writing = os.pipe()
+            numbers = [os.dup(reading) for _ in range(30)]
+            for each in numbers:
+                stale.register(each)
+                os.close(each)  # the file stays open, so the epoll goes on to watch it
+        for endpoint in ("tcp://127.0.0.1:*", f"ipc://{folder}/{number}"):
+            front = FrontSocket(context, endpoint, 1 << 20, UnreadReplies(), 0, Connections(10))
+            if case == "libzmq is about to accept":
+                os.eventfd_write(front._listener._valve, 1)
+            front.close()
+"""
+
+
+@pytest.mark.parametrize("case", ["libzmq is about to accept", "numbers that another epoll has kept"])
+def test_libzmq_does_not_abort_when_a_listener_is_closed(case: str, folder: Path) -> None:
+    command = [sys.executable, "-c", CLOSING, case, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_listener_that_cannot_be_watched_is_closed(endpoint: str) -> None:
+    closed = Connections(10)
+    closed.close()
+    with opened(endpoint, 10) as front, leaving_no_descriptor():  # libzmq closes its own in a thread
+        other = "tcp://127.0.0.1:*" if endpoint.startswith("tcp") else f"{endpoint}2"
+        with pytest.raises(ValueError, match="closed epoll"):
+            FrontSocket(front.context, other, 1 << 20, UnreadReplies(), 0, closed)

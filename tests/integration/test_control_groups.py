@@ -28,8 +28,8 @@ models:
   - {name: m, handler: "handlers:Starter"}
 """
 
-WITH_STRANGERS = ("sh", "-c", 'sleep 1000 & exec "$@"', "sh")
-"""Starts another process, and then becomes the daemon."""
+WITH_STRANGERS = ("sh", "-c", 'sleep 1000 2>/dev/null & exec "$@"', "sh")
+"""Starts another process, which does not hold the daemon's log open, and then becomes the daemon."""
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,7 +110,7 @@ def test_a_router_gets_the_address_and_reports_an_unknown_peer(sockets: Sockets)
     frames.send(router, received)
     answer = frames.receive(dealer)
     assert answer is not None
-    assert bytes(answer[2].buffer) == LARGE
+    assert bytes(memoryview(answer[2])) == LARGE
     with pytest.raises(zmq.ZMQError) as raised:
         frames.send(router, [b"nobody", b"", b"reply"])
     assert raised.value.errno == zmq.EHOSTUNREACH
@@ -149,13 +146,13 @@ def test_a_large_frame_is_forwarded_without_a_copy_and_released(sockets: Sockets
     arrived = frames.receive(last)
     assert arrived is not None
     data[5] = 8
-    assert arrived[0].buffer[5] == 8
-    view = np.frombuffer(arrived[0].buffer, np.uint8)
+    assert memoryview(arrived[0])[5] == 8
+    view = np.frombuffer(memoryview(arrived[0]), np.uint8)
     del received, arrived
     assert not tracker.done
     assert view[5] == 8
     del view
-    tracker.wait(10)  # or it raises
+    tracker.wait(60)  # or it raises
 
 
 def test_a_closed_socket_is_an_error(pair: Pair) -> None:
@@ -263,43 +260,3 @@ def test_any_mix_of_good_and_bad_messages_arrives_as_it_was_sent(steps: list[tup
         assert frames.receive(receiver) is None
     finally:
         sockets.close()
-
-
-def test_waiting_lets_other_threads_run_and_handles_signals(pair: Pair) -> None:
-    sender, receiver = pair
-    seen: list[float] = []
-    former = signal.signal(signal.SIGUSR1, lambda *_: seen.append(time.monotonic()))
-    main = threading.get_ident()
-
-    def other() -> None:
-        # Only while the one who waits has let go of the interpreter does this thread run.
-        signal.pthread_kill(main, signal.SIGUSR1)
-        until = time.monotonic() + 10
-        while not seen and time.monotonic() < until:
-            time.sleep(0.001)
-        frames.send(sender, [b"late", LARGE], wait=True)
-
-    thread = threading.Thread(target=other)
-    try:
-        thread.start()
-        received = frames.receive(receiver, wait=True)
-    finally:
-        thread.join()
-        signal.signal(signal.SIGUSR1, former)
-    assert received is not None
-    assert received[0] == b"late"
-    assert len(seen) == 1
-
-
-def test_an_exception_in_a_signal_handler_ends_the_waiting(pair: Pair) -> None:
-    def interrupt(*_: object) -> None:
-        raise InterruptedError
-
-    former = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(InterruptedError):
-            frames.receive(pair[0], wait=True)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)

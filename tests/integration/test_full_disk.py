@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -62,7 +63,7 @@ def kill(client: Client, slot: int) -> int:
 
 def infer(client: Client, times: int = 20) -> None:
     for future in [client.submit("m", {"x": np.array([[number]])}) for number in range(times)]:
-        future.result(30)
+        future.result(60)
 
 
 def idle_spares(client: Client) -> list[Any]:
@@ -148,10 +149,29 @@ def test_a_removed_runtime_folder_costs_no_worker(tmp_path: Path, disk: SmallDis
 
 def test_a_socket_that_cannot_be_removed_does_not_end_the_daemon(tmp_path: Path, disk: SmallDisk) -> None:
     with running(tmp_path, disk) as daemon, daemon.wait_ready().client() as client:
-        for file in ("w1.sock", LOCK_NAME, "control.sock"):
-            disk.hold(daemon.process.pid, daemon.runtime_dir / file)
+        # The lock comes last: when it changes, the daemon makes its sockets again.
+        held = (daemon.runtime_dir / file for file in ("control.sock", "w1.sock", LOCK_NAME))
+        disk.hold(daemon.process.pid, *held)
         kill(client, 0)
         daemon.wait_line("worker ready", slot=0, incarnation=2)
         infer(client)
         assert daemon.end() == 0
         daemon.wait_line("daemon ended", code=0)
+
+
+def test_a_full_disk_costs_lines_of_the_request_log_and_no_request(tmp_path: Path, disk: SmallDisk) -> None:
+    config = CONFIG.replace("cpu: 2", "cpu: 1") + f"request_log: {{path: {disk.folder}/requests.log}}\n"
+    with running(tmp_path, disk, config) as daemon, daemon.wait_ready().client() as client:
+        pid = daemon.process.pid
+
+        def told(message: str) -> bool:
+            client.infer("m", {"x": np.ones((1, 2))})
+            return any(line["message"] == message for line in daemon.lines)
+
+        disk.fill(pid)
+        daemon.wait(lambda: told("request log cannot be written"))
+        disk.free(pid)
+        daemon.wait(lambda: told("request log can be written again"))
+        lines = (disk.path(pid) / "requests.log").read_text().splitlines()
+        assert all(json.loads(line)["outcome"] == "ok" for line in lines), "each line is whole"
+        assert daemon.end() == 0

@@ -35,14 +35,18 @@ def write(file: Path, number: int) -> None:
     new.rename(file)
 
 
-def test_the_start_waits_for_a_model_whose_file_system_does_not_answer(tmp_path: Path) -> None:
+def test_the_start_waits_for_models_whose_file_system_does_not_answer(tmp_path: Path) -> None:
     mount = tmp_path / "mount"
     mount.mkdir()
     write(tmp_path / "good.py", 1)
-    models = f"  - {{name: good, handler: 'good:Answer'}}\n  - {{name: lost, path: {mount}/model}}\n"
+    # Each gets 5 s, all at the same time: one after the other, twice, they would take 3 min.
+    names = [f"lost_{number}" for number in range(18)]
+    lost = "".join(f"  - {{name: {name}, path: {mount}/{name}}}\n" for name in names)
+    models = f"  - {{name: good, handler: 'good:Answer'}}\n{lost}"
     with hung_mount(mount), Running(tmp_path, CONFIG + models) as daemon, daemon.client() as client:
-        line = daemon.wait_line("waiting for model", name="lost")
-        assert line["cause"] == f"{mount}/model cannot be read: its file system gave no answer within 5 s"
+        for name in names:
+            line = daemon.wait_line("waiting for model", name=name)
+            assert line["cause"] == f"{mount}/{name} cannot be read: its file system gave no answer within 5 s"
         assert client.infer("good", {"x": np.zeros(1)}, timeout=STEP_S)["y"].tolist() == [1]
         assert daemon.end() == 0
 

@@ -19,7 +19,7 @@ from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import FrontSocket
 from multitower.supervisor.routing.unread import UnreadReplies
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 FAKES = Path(__file__).parents[1] / "fakes"
 
 
@@ -60,7 +60,7 @@ import fake_daemon
 from multitower import Client
 with fake_daemon.FakeDaemon(fake_daemon.echo, sys.argv[1]) as daemon:
     port = daemon.endpoint.rpartition(":")[2]
-    with Client(f"tcp://{sys.argv[2]}:{port}", timeout=20, connect_timeout=20) as client:
+    with Client(f"tcp://{sys.argv[2]}:{port}", timeout=60, connect_timeout=60) as client:
         print(client.infer("m", {"x": 1.0})["x"])
 """
 
@@ -84,7 +84,7 @@ import fake_daemon
 from multitower import Client, Unavailable
 with fake_daemon.FakeDaemon(fake_daemon.echo, "tcp://127.0.0.1:*") as daemon:
     port = daemon.endpoint.rpartition(":")[2]
-    client = Client(f"tcp://both.test:{port}", timeout=20, connect_timeout=20)
+    client = Client(f"tcp://both.test:{port}", timeout=60, connect_timeout=60)
     client.infer("m", {"x": 1.0})
 with fake_daemon.FakeDaemon(fake_daemon.echo, f"tcp://[::1]:{port}"):
     for attempt in range(50):
@@ -126,8 +126,8 @@ def test_the_daemon_listens_on_the_address_of_a_name(resolver: Path, name: str, 
 
 DOCTOR = """
 import sys
-from multitower.tools.doctor.endpoints import _tcp_finding
-print(_tcp_finding(f"tcp://{sys.argv[1]}:{sys.argv[2]}").text)
+from multitower.tools.doctor.endpoints import findings
+print(next(findings([f"tcp://{sys.argv[1]}:{sys.argv[2]}"], None)).text)
 """
 
 

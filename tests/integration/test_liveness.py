@@ -22,7 +22,7 @@ from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import FrontSocket
 from multitower.supervisor.routing.unread import UnreadReplies
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 PEER_TIMEOUT_S = 0.4
 VANISHED = 20
 

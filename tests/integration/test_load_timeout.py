@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from running import START_S, STEP_S, Running, multitower, outliving
+from asking import Asking
+from running import STEP_S, Running, multitower, outliving
 
 from multitower import Client, MultitowerError
 
@@ -38,35 +38,6 @@ CAUSES = {
     "computes": f"{TOO_LONG} computes version 1; its stacks are in the log",
     "aborts": "it has ended 3 workers of the slot: killed by SIGABRT (6)",
 }
-
-
-class Asking:
-    """Asks for the model that is good again and again, in a thread of its own."""
-
-    def __init__(self, daemon: Running) -> None:
-        self.answers = 0
-        self.errors: list[MultitowerError] = []
-        self._daemon = daemon
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> Asking:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(START_S)
-
-    def _ask(self) -> None:
-        with self._daemon.client() as client:
-            while not self._stop.is_set():
-                try:
-                    client.infer("good", {"x": np.ones(1)}, timeout=START_S)
-                    self.answers += 1
-                except MultitowerError as error:
-                    self.errors.append(error)
-                self._stop.wait(0.01)
 
 
 @pytest.fixture(scope="module")

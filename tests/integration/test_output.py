@@ -14,7 +14,13 @@ from typing import Any
 
 import pytest
 
-from multitower.supervisor.workers.output import ENTRIES_A_SECOND, MAX_HIDDEN, OutputReader
+from multitower.supervisor.workers.output import (
+    ENTRIES_A_SECOND,
+    MAX_HIDDEN,
+    MAX_LATEST,
+    MAX_LATEST_TEXT,
+    OutputReader,
+)
 from multitower.supervisor.workers.output_entries import MAX_LINE
 from multitower.worker_log import WorkerRecord
 
@@ -54,6 +60,43 @@ def test_lines_have_the_current_fields_and_an_unfinished_last_line_is_kept(gathe
         os.fstat(out)
 
 
+def test_the_latest_entries_are_kept_for_the_status(gathered: Gathered) -> None:
+    reader = OutputReader()
+    out, into = os.pipe()
+    source = reader.add(out, {})
+    with os.fdopen(into, "wb") as pipe:
+        pipe.write(b"I0000 00:00:1796114190.159745    7672 port.cc:153] oneDNN is on\n")
+        pipe.writelines(b"line %d\n" % number for number in range(MAX_LATEST + 5))
+        pipe.write(b"ERROR: " + b"x" * MAX_LATEST_TEXT + b"end\n")
+    reader.close()
+    texts = [line.text for line in source.latest]
+    assert texts[:-1] == [f"line {number}" for number in range(6, MAX_LATEST + 5)]
+    assert (len(texts), len(texts[-1])) == (MAX_LATEST, MAX_LATEST_TEXT)
+    assert texts[-1].startswith("ERROR: x")
+    assert "x\n…\nx" in texts[-1]
+    assert texts[-1].endswith("xend")
+    assert [line.level for line in source.latest[-2:]] == [logging.INFO, logging.ERROR]
+
+
+def test_what_is_added_after_the_end_is_closed_and_nothing_else_is_written_to(gathered: Gathered) -> None:
+    reader = OutputReader()
+    reader.close()
+    # These get the numbers that the reader's pipe had.
+    pipes = [os.pipe() for _ in range(4)]
+    out, into = os.pipe()
+    source = reader.add(out, {})
+    reader.end(source)
+    reader.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(out)
+    for other_out, other_in in pipes:
+        os.close(other_in)
+        assert os.read(other_out, 1) == b"", "somebody has written to it"
+        os.close(other_out)
+    os.close(into)
+    assert gathered.lines == []
+
+
 def test_what_a_worker_has_left_is_read_although_another_process_holds_its_pipe(gathered: Gathered) -> None:
     with closing(OutputReader()) as reader:
         out, into = os.pipe()
@@ -78,13 +121,13 @@ def test_a_process_that_floods_the_pipe_of_a_worker_that_has_ended_is_not_read(g
         flooding = threading.Thread(target=flood)
         flooding.start()
         reader.end(source)
-        flooding.join(30)
+        flooding.join(60)
         assert not flooding.is_alive(), "the pipe is closed"
         os.close(into)
 
 
 def wait_until_closed(descriptor: int) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while Path(f"/proc/self/fd/{descriptor}").exists():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -200,7 +243,7 @@ def test_a_begun_entry_is_logged_though_no_other_line_follows(gathered: Gathered
         out, into = os.pipe()
         reader.add(out, {"slot": 0})
         os.write(into, b"WARNING:root:the last line\n")
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while not gathered.lines:
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -248,7 +291,7 @@ def test_an_error_of_the_thread_does_not_end_the_reading(gathered: Gathered, mon
     monkeypatch.setattr(reader._selector, "select", fail_twice)
     out, into = os.pipe()
     reader.add(out, {"slot": 0})
-    assert failed.wait(20)
+    assert failed.wait(60)
     os.write(into, b"one\n")
     os.close(into)
     reader.close()

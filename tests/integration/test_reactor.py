@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,7 +15,7 @@ import zmq
 
 from multitower.supervisor.loop.reactor import FINE_S, Reactor
 
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 @pytest.fixture
@@ -235,8 +236,8 @@ def test_an_exception_without_a_handler_loses_no_message_of_another_socket(react
         context = stack.enter_context(zmq.Context())
         got: list[bytes] = []
 
-        def fail(socket: zmq.Socket[bytes]) -> None:
-            got.append(socket.recv())
+        def fail(broken: zmq.Socket[bytes]) -> None:
+            got.append(broken.recv())
             raise KeyError("a defect")
 
         for name in ("a", "b", "c"):
@@ -265,3 +266,31 @@ def test_a_callback_may_remove_a_socket_that_waits_for_a_recheck(reactor: Reacto
         reactor.add_socket(ours[0], lambda: reactor.remove_socket(ours[1]))
         reactor.add_socket(ours[1], lambda: pytest.fail("it was removed"))
         reactor.wait(SOON_S)
+
+
+def test_a_socket_that_cannot_be_checked_is_reported_to_its_handler(reactor: Reactor) -> None:
+    errors: list[Exception] = []
+    with zmq.Context() as context, context.socket(zmq.PAIR) as ours:
+        reactor.add_socket(ours, lambda: None, errors.append)
+    reactor.wait(0)
+    assert [error.errno for error in errors if isinstance(error, zmq.ZMQError)] == [zmq.ENOTSOCK]
+
+
+def test_a_descriptor_is_watched_for_writing_only_while_that_is_wanted(reactor: Reactor) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        called: list[bool] = []
+        reactor.add(ours.fileno(), lambda: called.append(True))
+        reactor.wait(0)
+        assert not called
+        reactor.watch_writable(ours.fileno(), True)
+        reactor.wait(0)
+        assert len(called) == 1
+        theirs.send(b"also readable")
+        reactor.watch_writable(ours.fileno(), False)
+        reactor.wait(0)
+        assert len(called) == 2
+        ours.recv(100)
+        reactor.wait(0)
+        assert len(called) == 2
+        reactor.remove(ours.fileno())

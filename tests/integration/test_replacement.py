@@ -174,12 +174,21 @@ def test_gpus_are_regrouped_under_load(fake_gpus: FakeGpus, tmp_path: Path) -> N
         assert events[2:] == [("worker started", 3)]
 
 
-def test_a_reload_of_limits_restarts_no_worker(tmp_path: Path) -> None:
-    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A daemon whose workers no test replaces."""
+    with Running(tmp_path_factory.mktemp("unchanged"), CONFIG) as daemon:
+        yield daemon.wait_ready()
+
+
+def test_a_reload_of_limits_restarts_no_worker(unchanged: Running) -> None:
+    with unchanged.client() as client:
         before = [slot["pid"] for slot in client.status()["slots"]]
-        daemon.config.write_text(daemon.config.read_text() + "    retry: 3\n    queue: {timeout: 9s, max_size: 7}\n")
-        assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
+        former = unchanged.config.read_text()
+        unchanged.config.write_text(former + "    retry: 3\n    queue: {timeout: 9s, max_size: 7}\n")
+        assert multitower("reload", daemon=unchanged).stdout == "reloaded; no slot had to change\n"
         assert [slot["pid"] for slot in client.status()["slots"]] == before
+        unchanged.config.write_text(former)
 
 
 def test_a_reload_of_dispatch_applies_and_restarts_no_worker(tmp_path: Path) -> None:
@@ -229,8 +238,9 @@ def test_a_reload_of_dispatch_applies_and_restarts_no_worker(tmp_path: Path) -> 
     ],
     ids=["a misspelt key", "an endpoint", "a model that cannot load", "a missing device"],
 )
-def test_a_wrong_reload_changes_nothing(tmp_path: Path, change: tuple[str, str], reason: str, words: str) -> None:
-    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+def test_a_wrong_reload_changes_nothing(unchanged: Running, change: tuple[str, str], reason: str, words: str) -> None:
+    daemon = unchanged
+    with daemon.client() as client:
         before = [(slot["pid"], slot["incarnation"]) for slot in client.status()["slots"]]
         good = daemon.config.read_text()
         daemon.config.write_text(good.replace(*change))

@@ -10,7 +10,7 @@ from running import Running
 
 from multitower import Unavailable
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 CONFIG = """
 listen: ["{endpoint}"]

@@ -94,8 +94,8 @@ def test_a_log_on_a_full_disk_does_not_stop_the_daemon(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "multitower", "serve", str(tmp_path / "full.yaml")]
         daemon = subprocess.Popen(command, stdout=full, stderr=full)
     try:
-        with Client(endpoint, connect_timeout=30) as client:
-            client.wait_until_ready(30)
+        with Client(endpoint, connect_timeout=60) as client:
+            client.wait_until_ready(60)
             pid = client.status()["slots"][0]["pid"]
             os.kill(pid, signal.SIGKILL)
             answer = client.infer("m", {"x": np.ones((1, 1))}, timeout=STEP_S)

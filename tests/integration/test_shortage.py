@@ -84,8 +84,8 @@ main()
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
 def test_without_pidfds_the_start_fails_once_and_names_the_call(number: int, tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG, program=("-c", NO_PIDFDS.format(number=number))) as daemon:
-        assert daemon.process.wait(30.0) == Exit.CONFIG
-        daemon._reader.join(10.0)
+        assert daemon.process.wait(60.0) == Exit.CONFIG
+        daemon._reader.join(60.0)
         assert f"pidfd_open: {os.strerror(number)}" in daemon.stderr
         assert "Traceback" not in daemon.stderr
         assert daemon.lines == []

@@ -20,7 +20,7 @@ from running import Running
 
 from multitower import Client, Unavailable
 from multitower.exit_codes import Exit
-from multitower.supervisor.config.config import load
+from multitower.supervisor.config.loading import load
 from multitower.supervisor.daemon import Daemon, StartError
 from multitower.supervisor.machine.descriptors import ENOUGH
 
@@ -120,7 +120,7 @@ def test_leftovers_of_a_killed_daemon_do_not_stop_the_next(tmp_path: Path) -> No
                 assert client.status()["daemon"]["pid"] == again.pid
         finally:
             again.terminate()
-            assert again.wait(30) == Exit.OK
+            assert again.wait(60) == Exit.OK
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_leftovers_of_a_killed_daemon_do_not_stop_the_next(tmp_path: Path) -> No
         (("devices:", "device:"), ["did you mean", "devices"]),
         (("cpu: 1", "cpu: 0"), ["devices"]),
         (('"{endpoint}"', '"tcp://0.0.0.0:5555"'), ["insecure"]),
-        (("models:", "gateway: {}\nmodels:"), ["gateway"]),
+        (("models:", "gateway: {}\nmodels:"), ["gateway", "'http' or 'grpc'"]),
     ],
 )
 def test_a_wrong_configuration_starts_nothing(tmp_path: Path, change: tuple[str, str], words: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -49,8 +50,8 @@ def test_the_latency_counts_from_the_receipt_of_a_request_and_includes_its_wait(
 ) -> None:
     assert model(daemon, "patient")["latency_ms"] == {"p50": None, "p99": None}
     first, second = (client.submit("patient", patient(0.5)) for _ in range(2))
-    first.result(30)
-    second.result(30)
+    first.result(60)
+    second.result(60)
     shown = model(daemon, "patient")["latency_ms"]
     assert shown["p50"] >= 460, "a sixteenth less than what it slept"
     assert shown["p99"] >= 920, "it waited for the first one"
@@ -76,6 +77,7 @@ def test_errors_of_a_model_are_counted_by_their_reason(daemon: Running, client: 
     shown = model(daemon, "broken")
     assert shown["errors"] == {"total": {"model_error": 3}, "last_minute": {"model_error": 3}}
     assert 0.0 <= shown["last_failed_age_s"] < 60.0
+    assert (shown["rows"], shown["batch_rows"], shown["batches"]) == (0, 3, 3), "rows a batch: 1, not 0"
 
 
 def test_a_refusal_for_a_model_that_does_not_exist_counts_for_the_daemon(daemon: Running, client: Client) -> None:
@@ -90,6 +92,7 @@ def test_a_death_a_restart_and_a_reload_are_events_with_their_times(daemon: Runn
     assert multitower("reload", daemon=daemon).returncode == 0
     state = daemon.status()
     assert [each["kind"] for each in state["daemon"]["events"]] == ["death", "restart", "reload"]
+    assert [each["seq"] for each in state["daemon"]["events"]] == [1, 2, 3]
     ages = [each["age_s"] for each in state["daemon"]["events"]]
     assert ages == sorted(ages, reverse=True)
     assert state["daemon"]["config"]["path"] == str(daemon.config)
@@ -97,3 +100,13 @@ def test_a_death_a_restart_and_a_reload_are_events_with_their_times(daemon: Runn
     slot = state["slots"][0]
     assert 0.0 < slot["worker_age_s"] <= slot["last_death_age_s"] < 60.0
     assert slot["worker_age_s"] <= slot["last_restart_age_s"]
+
+
+def test_status_events_lists_them_for_people_and_for_programs(daemon: Running) -> None:
+    known = daemon.status()["daemon"]["events"]
+    as_json = multitower("status", "--events", "--json", daemon=daemon)
+    assert [each["seq"] for each in json.loads(as_json.stdout)] == [each["seq"] for each in known]
+    listed = multitower("status", "--events", daemon=daemon)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    lines = listed.stdout.splitlines()
+    assert [known[number]["message"] in line for number, line in enumerate(lines)] == [True] * len(known)

@@ -97,14 +97,14 @@ def test_kill_under_load_loses_nothing_and_the_spare_takes_over(tmp_path: Path) 
 
 def test_a_death_is_seen_though_a_helper_has_the_descriptors_and_the_helper_ends(tmp_path: Path) -> None:
     with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
-        pid = int(client.infer("m", do("fork 20"))["pid"][0])
+        pid = int(client.infer("m", do("fork 600"))["pid"][0])
         (helper,) = psutil.Process(pid).children()
         os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         daemon.wait_line("worker died", slot=0)
         assert not outliving([helper], STEP_S)
-        # The helper sleeps for 20 s: waiting for its descriptors would take far longer than this.
-        assert time.monotonic() - killed < 10
+        # The helper sleeps for 10 min: waiting for its descriptors would take far longer than this.
+        assert time.monotonic() - killed < 2 * STEP_S
         daemon.wait(lambda: client.status()["slots"][0]["state"] == "ready")
         assert int(client.infer("m", do("pid"))["pid"][0]) != pid
 
@@ -257,7 +257,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path, handler: str) -> No
         children = daemon.remember()
         assert len(children) >= expected
         daemon.signal(signal.SIGKILL)
-        assert not outliving(children, timeout=2)
+        assert not outliving(children, timeout=30)
 
 
 def test_workers_ignore_the_signals_of_their_process_group(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
         second_at = time.monotonic() + REPEAT_S
         daemon.wait(lambda: time.monotonic() > second_at)
         daemon.signal(signal.SIGTERM)
-        assert daemon.wait_end(10) == 130
+        assert daemon.wait_end() == 130
         with pytest.raises(Unavailable):
             stuck.result(STEP_S)
 

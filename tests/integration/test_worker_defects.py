@@ -44,7 +44,7 @@ def of_the_worker(name):
 
 
 def send(*frames):
-    of_the_worker("socket").send_multipart(frames)
+    of_the_worker("socket").send(frames)
 
 
 def stop_under_a_title_that_is_not_utf8():

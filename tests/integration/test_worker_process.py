@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,32 @@ def test_each_entry_of_a_batch_gets_its_rows(child: WorkerChild) -> None:
         ]
 
 
+LONE = 300
+"""Requests, each sent when the one before it has been answered."""
+
+
+def waits(pid: int) -> dict[str, int]:
+    """How often each thread of a process has waited, by the thread's number."""
+    found: dict[str, int] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+        found[task.name] = int(status["voluntary_ctxt_switches"])
+    return found
+
+
+def test_a_lone_request_is_computed_in_the_thread_that_received_it(child: WorkerChild) -> None:
+    key = KeySpec("double", (X,), None, True)
+    child.ask(key, floats(1))
+    before = waits(child.pid)
+    for _ in range(LONE):
+        child.ask(key, floats(1))
+    after = waits(child.pid)
+    waited = {thread: count - before.get(thread, 0) for thread, count in after.items()}
+    # It waits for the next request, and nothing else; the heartbeats have a thread of their own.
+    assert waited.pop(str(child.pid)) < 1.5 * LONE
+    assert sum(waited.values()) < 0.5 * LONE
+
+
 def test_a_batch_may_have_errors_beside_answers(child: WorkerChild) -> None:
     good, bad, also = child.ask(KeySpec("double", (X,), None, True), floats(1), floats(-9), floats(2))
     assert isinstance(good, dict)
@@ -324,6 +351,18 @@ def test_a_tensorflow_that_cannot_be_imported_is_reported(tmp_path: Path, monkey
     with WorkerChild(WORK, import_tensorflow=True) as child:
         failed = child.reports("failed")[-1]
         assert failed.cause == "TensorFlow cannot be imported: ImportError: libsomething.so.9: cannot open"
+        assert child.stop() == 0
+
+
+def test_a_missing_tensorflow_is_reported_with_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError('No module', name='tensorflow')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with WorkerChild(WORK, import_tensorflow=True) as child:
+        failed = child.reports("failed")[-1]
+        remedy = "pip install tensorflow; for GPUs, pip install 'tensorflow[and-cuda]'"
+        assert failed.cause == f"TensorFlow is not installed for {sys.executable}: {remedy}"
         assert child.stop() == 0
 
 

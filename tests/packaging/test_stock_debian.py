@@ -17,20 +17,23 @@ import try_readme
 WHOLE_S = 2400
 
 
+SECTIONS = try_readme.sections((try_readme.ROOT / "README.md").read_text())
+
+
 def test_the_commands_of_the_readme_are_found() -> None:
-    found = try_readme.steps((try_readme.ROOT / "README.md").read_text())
-    commands = [step.text for step in found if step.kind == "run"]
-    assert commands[0].startswith("sudo apt-get install make python3-venv")
-    assert commands[1:3] == ["make demo", "make serve"]
+    demo, own, clients = SECTIONS
+    assert [step.text for step in demo] == ["sudo apt-get install make python3-venv", "make demo", "make serve"]
+    commands = [step.text for step in own if step.kind == "run"]
     assert "python3 -m venv .venv && . .venv/bin/activate" in commands
     assert commands.index("multitower serve multitower.yaml") < commands.index("multitower status")
-    assert [step.name for step in found if step.kind != "run"] == ["multitower.yaml", "program.py"]
-    assert found[-1].kind == "program"
+    assert [step.name for step in own if step.kind != "run"] == ["multitower.yaml", "program.py"]
+    assert own[-1].kind == "program"
+    assert [step.text.split()[0] for step in clients] == ["sudo", "pip", "multitower", "curl", "curl"]
 
 
 def test_every_pip_command_of_the_readme_is_in_a_virtual_environment() -> None:
     """Debian's own Python refuses them: externally-managed-environment."""
-    commands = [step.text for step in try_readme.steps((try_readme.ROOT / "README.md").read_text())]
+    commands = [step.text for section in SECTIONS for step in section]
     first = next(number for number, command in enumerate(commands) if command.startswith("pip "))
     assert any("activate" in command for command in commands[:first])
 

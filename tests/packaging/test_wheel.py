@@ -19,9 +19,9 @@ import pytest
 import wheels
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-pytestmark = pytest.mark.timeout(300)  # compiling takes half a minute of a core
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, BUILD_REQUIREMENTS = PYPROJECT["project"], PYPROJECT["build-system"]["requires"]
+NOT_ISOLATED = ("--no-isolation", "--skip-dependency-check")
 
 COMPILES = shutil.which("cc") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
@@ -31,7 +31,7 @@ INHERITED = {name: value for name, value in os.environ.items() if name not in ("
 
 
 def run(
-    *command: str | Path, cwd: Path, timeout: float = 300, environment: Mapping[str, str] = MappingProxyType({})
+    *command: str | Path, cwd: Path, timeout: float = 500, environment: Mapping[str, str] = MappingProxyType({})
 ) -> str:
     done = subprocess.run(
         [str(part) for part in command],
@@ -62,21 +62,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(checkout: Path, folder: Path, **environment: str) -> Path:
-    """Builds a wheel."""
-    command = (sys.executable, "-m", "build", "--wheel", "--outdir", folder, checkout)
-    run(*command, cwd=checkout, environment=environment)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
 @pytest.fixture(scope="module")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that `make wheel` has built, else one of our own, compiled if there are a compiler and the headers."""
     if built := os.environ.get("BUILT_WHEELS"):
         (found,) = Path(built).glob("*.whl")
         return found
-    return build(checkout, tmp_path_factory.mktemp("wheel"), **({"MULTITOWER_COMPILE": "1"} if COMPILES else {}))
+    folder = tmp_path_factory.mktemp("wheel")
+    command = (sys.executable, "-m", "build", "--wheel", "--outdir", folder, checkout)
+    run(*command, cwd=checkout, environment={"MULTITOWER_COMPILE": "1"} if COMPILES else {})
+    (found,) = folder.glob("*.whl")
+    return found
 
 
 def files(wheel: Path) -> list[str]:
@@ -99,20 +95,29 @@ def test_the_wheel_has_every_module_under_one_name(wheel: Path, checkout: Path) 
     assert wanted | {"multitower/py.typed"} == set(names)
 
 
-@pytest.fixture(scope="module")
-def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the base package alone."""
-    folder = tmp_path_factory.mktemp("base")
-    venv.create(folder, with_pip=True)
+def pip(python: Path, *arguments: str | Path) -> str:
+    """Runs this environment's pip on another one, which needs none."""
+    options = ("--disable-pip-version-check", "--python", python)
+    return run(sys.executable, "-m", "pip", *options, *arguments, cwd=python.parent)
+
+
+def environment_with(folder: Path, *requirements: str | Path) -> Path:
+    """Makes an environment; returns its interpreter. Modules are compiled as they are imported."""
+    venv.create(folder)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel, cwd=folder)
+    pip(python, "install", "--no-compile", *requirements)
     return python
 
 
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the base package alone."""
+    return environment_with(tmp_path_factory.mktemp("base"), wheel)
+
+
 def test_the_base_package_is_numpy_and_pyzmq_and_a_working_client(base: Path, tmp_path: Path) -> None:
-    listed = run(base, "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check", cwd=tmp_path)
-    installed = {line.split("==")[0].lower() for line in listed.split()}
-    assert installed - {"pip", "setuptools"} == {"multitower", "numpy", "pyzmq"}
+    listed = pip(base, "list", "--format=freeze")
+    assert {line.split("==")[0].lower() for line in listed.split()} == {"multitower", "numpy", "pyzmq"}
     program = """
 import sys
 from multitower import AsyncClient, Client, Unavailable
@@ -129,29 +134,15 @@ def test_the_command_says_what_to_install(base: Path, tmp_path: Path) -> None:
     command = [base.parent / "multitower", "serve", "x.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=INHERITED)
     assert done.returncode == 69
-    assert "pip install click psutil" in done.stderr
+    assert "pip install click prometheus-client" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_the_client_runs_with_the_oldest_versions_it_names(wheel: Path, tmp_path: Path) -> None:
     """numpy and pyzmq at the lower bounds of pyproject.toml, and the client's own tests against a fake daemon."""
-    folder = tmp_path / "oldest"
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
     oldest = [requirement.replace(">=", "==") + ".*" for requirement in PROJECT["dependencies"]]
     tools = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis"]
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        wheel,
-        *oldest,
-        *tools,
-        cwd=folder,
-    )
+    python = environment_with(tmp_path / "oldest", wheel, *oldest, *tools)
     tests = [*sorted((ROOT / "tests" / "integration").glob("test_client_*.py")), *CLIENT_UNIT_TESTS]
     assert len(tests) > len(CLIENT_UNIT_TESTS)
     # From another folder, so that the installed package is tested; the warnings of old versions are not ours.
@@ -184,10 +175,20 @@ def test_the_version_says_compiled_only_if_every_part_is(wheel: Path, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def setuptools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables with which `build` needs no environment of its own, as `make wheel` makes one."""
+    folder = tmp_path_factory.mktemp("setuptools")
+    (wanted,) = (each for each in BUILD_REQUIREMENTS if each.startswith("setuptools"))
+    pip(Path(sys.executable), "install", "--no-compile", "--target", folder, wanted)
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def sdist(checkout: Path, setuptools: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist, unpacked."""
     folder = tmp_path_factory.mktemp("sdist")
-    run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, checkout, cwd=checkout)
+    command = (sys.executable, "-m", "build", *NOT_ISOLATED, "--sdist", "--outdir", folder, checkout)
+    run(*command, cwd=checkout, environment=setuptools)
     (archive,) = folder.glob("*.tar.gz")
     run("tar", "-xzf", archive, cwd=folder)
     return archive.with_name(archive.name.removesuffix(".tar.gz"))
@@ -207,9 +208,13 @@ def test_the_sdist_has_all_that_a_compiled_wheel_is_built_from(sdist: Path, chec
     assert {name for name in found if name.startswith(("multitower/supervisor", "multitower/worker"))} <= wanted
 
 
-def test_without_a_compiler_the_sdist_builds_what_python_interprets(sdist: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_the_sdist_builds_what_python_interprets(
+    sdist: Path, setuptools: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "no-programs").mkdir()
-    built = build(sdist, tmp_path / "wheel", PATH=str(tmp_path / "no-programs"))
+    command = (sys.executable, "-m", "build", *NOT_ISOLATED, "--wheel", "--outdir", tmp_path / "wheel", sdist)
+    run(*command, cwd=sdist, environment={**setuptools, "PATH": str(tmp_path / "no-programs")})
+    (built,) = (tmp_path / "wheel").glob("*.whl")
     assert built.name.endswith("-none-any.whl")
     assert not [name for name in files(built) if name.endswith(".so")]
 

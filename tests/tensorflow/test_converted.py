@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import Running
+from running import START_S, STEP_S, Running
 
 from multitower import NotFound
 
@@ -40,7 +40,7 @@ def test_files_of_tensorflow_serving_serve_unchanged(tmp_path: Path) -> None:
     (tmp_path / "models.config").write_text(MODELS.replace("FOLDER", str(tmp_path)))
     (tmp_path / "batching.txt").write_text(BATCHING)
     command = [sys.executable, "-m", "multitower", "convert-config", "models.config", "--batching", "batching.txt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=START_S, check=True)
     assert done.stderr == "", "all of it is carried over"
     config = 'listen: ["{endpoint}"]\nspares: 0\n' + done.stdout
     with Running(tmp_path, config, arguments=("--set", "devices={cpu: 1}")) as daemon:
@@ -58,7 +58,7 @@ def test_files_of_tensorflow_serving_serve_unchanged(tmp_path: Path) -> None:
             # At the same time: batches are of one version each.
             futures = [client.submit(model, {"x": x}, **version) for model, version, _ in asked * 5]
             for (_, _, factor), future in zip(asked * 5, futures, strict=True):
-                np.testing.assert_allclose(future.result(30)["y"], x @ (weights * factor), rtol=1e-4)
+                np.testing.assert_allclose(future.result(STEP_S)["y"], x @ (weights * factor), rtol=1e-4)
             for model in ("latest", "both"):
                 assert client.model_config(model)["max_batch_size"] == 8
             assert client.metadata("latest")["versions"] == ["10"]
@@ -83,5 +83,5 @@ def test_files_of_tensorflow_serving_serve_unchanged(tmp_path: Path) -> None:
         np.save(tmp_path / "x.npy", x)
         command = [sys.executable, "-m", "multitower", "infer", "both", "--endpoint", daemon.endpoint]
         command += ["--version-label", "stable", "--input", f"x={tmp_path / 'x.npy'}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=True)
         np.testing.assert_allclose(json.loads(done.stdout)["y"], x @ (weights * 2.0), rtol=1e-4)

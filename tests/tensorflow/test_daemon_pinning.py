@@ -33,7 +33,7 @@ def test_each_worker_sees_only_its_devices_and_runs_near_them(fake_gpus: FakeGpu
     # What somebody exported in the shell must not reach the workers.
     exported = {"CUDA_VISIBLE_DEVICES": "2", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
     environment = fake_gpus.environment(log, split=3, affinity=affinity) | exported
-    with Running(tmp_path, CONFIG, environment=environment) as daemon, daemon.wait_ready(110).client() as client:
+    with Running(tmp_path, CONFIG, environment=environment) as daemon, daemon.wait_ready().client() as client:
         slots = client.status()["slots"]
         assert [slot["device"] for slot in slots] == wanted
         assert [slot["visible_devices"] for slot in slots] == wanted
@@ -49,12 +49,12 @@ def test_each_worker_sees_only_its_devices_and_runs_near_them(fake_gpus: FakeGpu
         assert SLICES[1] in cause
         assert "sees no GPU" in cause
 
-        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"], 60)
+        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"])
         spare = client.status()["daemon"]["spares"][0]["pid"]
         assert spare not in {entry.pid for entry in read_log(log)}, "a spare touches no device"
         assert "tensorflow" in Path(f"/proc/{spare}/maps").read_text()
         os.kill(slots[1]["pid"], signal.SIGKILL)
-        daemon.wait_line("worker ready", 60, slot=1, incarnation=2)
+        daemon.wait_line("worker ready", slot=1, incarnation=2)
         slot = client.status()["slots"][1]
         assert (slot["pid"], slot["device"], slot["visible_devices"]) == (spare, wanted[1], wanted[1])
         assert CuInit(spare, wanted[1], "PCI_BUS_ID") in read_log(log)

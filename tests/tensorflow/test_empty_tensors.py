@@ -53,7 +53,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         *specs,
     )
     save(folder / "emptied", lambda x: {"y": x[:, :0]}, specs[0])
-    with Running(folder, CONFIG) as daemon, daemon.wait_ready(100).client() as client:
+    with Running(folder, CONFIG) as daemon, daemon.wait_ready().client() as client:
         yield client
 
 

@@ -55,7 +55,7 @@ def test_the_example_of_the_guide_works(run: Run, tmp_path: Path, monkeypatch: p
     make_sparse(tmp_path / "sparse.pb")
     guessed = MODELS.replace("legacy", "guessed").replace("in/images", "images").removeprefix("models:\n")
     config = 'listen: ["{endpoint}"]\ndevices: {cpu: 1}\nspares: 0\n' + MODELS + guessed + SPARSE
-    with Running(tmp_path, config) as daemon, daemon.wait_ready(110).client() as client:
+    with Running(tmp_path, config) as daemon, daemon.wait_ready().client() as client:
         monkeypatch.setenv("MULTITOWER_ENDPOINT", daemon.endpoint)
         assert run("ask.py").startswith("(2, 10) ")
         inputs = {"images": np.random.default_rng(0).normal(size=(5, 64)).astype("f4"), "turns": np.int32(range(5))}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,17 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 from running import Running
+from worker_child import assignment
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TensorFlow's own, at its import
     import tensorflow as tf
 
+    from multitower.worker.formats import tensorflow_process
     from multitower.worker.formats.saved_model import SavedModel
     from multitower.worker.formats.towers import TowerPlacement
 
 from multitower import NotFound
 from multitower.spec import ModelSpec
+from multitower.tools.doctor import models
+from multitower.tools.doctor.findings import Level
 from multitower.worker.formats.model import Model
+from multitower.worker.heartbeat import CallCounter, LoadSteps
+from multitower.worker.loading import load_models
 from multitower.worker.model_errors import LoadError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -342,14 +345,17 @@ def test_a_request_for_the_bad_signature_is_refused_with_its_cause(daemon: Runni
         assert set(client.metadata("tagged")["signatures"]) == {"serving_default", "other"}
 
 
-@pytest.mark.timeout(240)
-def test_doctor_finds_it_before_the_daemon_does(folder: Path) -> None:
-    models = "models: [{name: partly, path: partly}, {name: unclear, path: unclear}]\n"
-    (folder / "doctor.yaml").write_text("devices: {cpu: 1}\nspares: 0\n" + models)
-    command = [sys.executable, "-m", "multitower", "doctor", "--json", "--timeout", "120", str(folder / "doctor.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    texts = {finding["text"]: finding["level"] for finding in json.loads(done.stdout)["findings"]}
+def test_doctor_finds_it_before_the_daemon_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the reports of a worker; test_doctor.py has the workers that doctor starts."""
+    monkeypatch.setattr(tensorflow_process, "configure", lambda _: None)  # other tests have used TensorFlow here
+    specs = [ModelSpec(name=name, path=str(folder / name)) for name in ("partly", "unclear")]
+    reports = load_models(assignment(*specs), [CallCounter()], LoadSteps()).reports
+    texts = {
+        finding.text: finding.level
+        for spec, report in zip(specs, reports, strict=True)
+        for finding in models.findings(models.LoadedModel(spec=spec, report=report))
+    }
     lacking = "its outputs need a value for the placeholder 'labels', which is none of its inputs"
-    assert texts[f"requests to partly cannot name its signature other: {lacking}"] == "warning"
+    assert texts[f"requests to partly cannot name its signature other: {lacking}"] is Level.WARNING
     unclear = "unclear cannot be loaded: set `tags` to those of one of the model's MetaGraphs: [a], [b]"
-    assert texts[unclear] == "problem"
+    assert texts[unclear] is Level.PROBLEM

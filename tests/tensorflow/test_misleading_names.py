@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from running import Running, multitower
+from running import START_S, Running, multitower
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TensorFlow's own, at its import
@@ -170,7 +170,7 @@ models:
   - {name: h5, path: m.h5}
   - {name: versions, path: v.keras, versions: all}
   - {name: brackets, path: "m[12]"}
-  - {name: later, path: later.pbtxt, load_at_startup: false}
+  - {name: later, path: later.pbtxt, load_at_startup: false, devices: [cpu:0]}
   - {name: archive, path: archive.pb}
 """
 CONFIG = 'listen: ["{endpoint}"]\ndevices: [cpu:0, [cpu:1, cpu:2]]\nspares: 0\n' + MODELS
@@ -205,7 +205,6 @@ def test_single_devices_and_groups_serve_them(daemon: Running) -> None:
     assert platforms == {"pb": "tensorflow_savedmodel", "versions": "tensorflow_savedmodel", "archive": "keras"}
 
 
-@pytest.mark.timeout(240)
 def test_load_takes_one_of_them(daemon: Running) -> None:
     done = multitower("load", "later", daemon=daemon)
     assert done.returncode == 0, done.stderr
@@ -215,7 +214,7 @@ def test_load_takes_one_of_them(daemon: Running) -> None:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "multitower", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
 
 
 def test_check_and_convert_config_accept_them(folder: Path, tmp_path: Path) -> None:
@@ -223,12 +222,13 @@ def test_check_and_convert_config_accept_them(folder: Path, tmp_path: Path) -> N
     (tmp_path / "copy" / "x.yaml").write_text("devices: {cpu: 1}\n" + MODELS)
     done = run("check", str(tmp_path / "copy" / "x.yaml"))
     assert done.returncode == 0, done.stderr
-    for name in ("resnet.pb", "v.keras", "m[12]"):
-        serving = (
-            f'model_config_list {{ config {{ name: "m" base_path: "{folder / name}" model_platform: "tensorflow" }} }}'
-        )
-        (tmp_path / "models.config").write_text(serving)
-        converted = run("convert-config", str(tmp_path / "models.config"))
-        assert converted.returncode == 0, converted.stderr
-        (tmp_path / "converted.yaml").write_text(converted.stdout)
-        assert run("check", str(tmp_path / "converted.yaml")).returncode == 0
+    served = " ".join(
+        f'config {{ name: "m{number}" base_path: "{folder / name}" model_platform: "tensorflow" }}'
+        for number, name in enumerate(("resnet.pb", "v.keras", "m[12]"))
+    )
+    (tmp_path / "models.config").write_text(f"model_config_list {{ {served} }}")
+    converted = run("convert-config", str(tmp_path / "models.config"))
+    assert converted.returncode == 0, converted.stderr
+    assert converted.stdout.count("path:") == 3
+    (tmp_path / "converted.yaml").write_text(converted.stdout)
+    assert run("check", str(tmp_path / "converted.yaml")).returncode == 0

@@ -71,7 +71,7 @@ models:
 def client(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
     with (
         Running(folder, CONFIG.replace("{DEVICES}", request.param)) as daemon,
-        daemon.wait_ready(100).client() as client,
+        daemon.wait_ready().client() as client,
     ):
         yield client
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,16 @@ CONFIG = """
 listen: ["{endpoint}"]
 devices: {cpu: 2}
 spares: 0
-watch: {interval: WATCH, settle: 500ms}
-models: [{name: m, path: model, batching: {max_batch_size: 8}}]
+watch: {interval: 100ms, settle: 500ms}
+restart: {max_restarts: 1, window: 1h}
+models: [{name: m, path: model, batching: {max_batch_size: 8}, queue: {timeout: 10m}}]
 """
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    for value in (1.0, 2.0):
+    for value in (1.0, 2.0, 3.0):
         save(folder / f"{value:.0f}", value)
     return folder
 
@@ -46,14 +48,14 @@ def save(folder: Path, value: float) -> None:
     tf.saved_model.save(module, str(folder), signatures={"serving_default": times.get_concrete_function()})
 
 
-def move_over(made: Path, folder: Path) -> None:
-    """Moves model 2 over the served one; the files have the sizes and times of their predecessors."""
-    shutil.copytree(made / "2", folder / "new")
+def move_over(made: Path, number: int, folder: Path) -> None:
+    """Moves a model over the served one; the files have the sizes and times of their predecessors."""
+    shutil.copytree(made / str(number), folder / "new")
     for path in (folder / "new").rglob("*"):
         old = folder / "model" / path.relative_to(folder / "new")
         if old.exists():
             os.utime(path, ns=(old.stat().st_mtime_ns, old.stat().st_mtime_ns))
-    (folder / "model").rename(folder / "old")
+    (folder / "model").rename(folder / f"before-{number}")
     (folder / "new").rename(folder / "model")
 
 
@@ -63,14 +65,20 @@ def factors(client: Client) -> set[int]:
     return {int(value) for future in sent for value in future.result(STEP_S)["x"].ravel()}
 
 
-def test_a_folder_moved_over_a_served_model_is_rolled_out_without_mixed_answers(tmp_path: Path, made: Path) -> None:
-    shutil.copytree(made / "1", tmp_path / "model")
-    config = CONFIG.replace("WATCH", "100ms")
-    with Running(tmp_path, config) as daemon, daemon.wait_ready(110).client() as client:
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("rewritten")
+    shutil.copytree(made / "1", folder / "model")
+    with Running(folder, CONFIG) as running:
+        yield running.wait_ready()
+
+
+def test_a_folder_moved_over_a_served_model_is_rolled_out_without_mixed_answers(daemon: Running, made: Path) -> None:
+    with daemon.client() as client:
         with paced_flow(client, "m", rows=20, pause_s=0.01) as sent:
             daemon.wait(lambda: len(sent) > 50)
-            move_over(made, tmp_path)
-            daemon.wait_line("changed files loaded", 100, model="m")
+            move_over(made, 2, daemon.config.parent)
+            daemon.wait_line("changed files loaded", model="m")
             daemon.wait(lambda: len(sent) > 100)
         for number, future in sent:
             (value,) = set(future.result(STEP_S)["x"].ravel().tolist())
@@ -78,15 +86,14 @@ def test_a_folder_moved_over_a_served_model_is_rolled_out_without_mixed_answers(
         assert factors(client) == {2}
 
 
-def test_a_restarted_worker_never_answers_with_replaced_weights_beside_the_former(tmp_path: Path, made: Path) -> None:
-    shutil.copytree(made / "1", tmp_path / "model")
-    config = CONFIG.replace("WATCH", "0")
-    with Running(tmp_path, config) as daemon, daemon.wait_ready(110).client() as client:
-        move_over(made, tmp_path)
+def test_a_restarted_worker_never_answers_with_replaced_weights_beside_the_former(daemon: Running, made: Path) -> None:
+    # From now on changed files wait for a reload.
+    daemon.config.write_text(daemon.config.read_text().replace("interval: 100ms", "interval: 0"))
+    assert multitower("reload", daemon=daemon).returncode == 0
+    with daemon.client() as client:
+        move_over(made, 3, daemon.config.parent)
         os.kill(daemon.slot(0)["pid"], signal.SIGKILL)
-        daemon.wait_line("slot failed", 100, slot=0)
-        assert factors(client) == {1}
-        done = multitower("reload", daemon=daemon)
-        assert (done.returncode, done.stderr) == (0, "")
+        daemon.wait_line("slot failed", slot=0)
         assert factors(client) == {2}
-        assert daemon.slot(0)["state"] == "ready"
+        (row,) = client.status()["models"]
+        assert "its files have changed" in row["cause"]

@@ -3,117 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import psutil
 import pytest
-import real_models
 import zmq
-from running import STEP_S, Running
+from all_models import FORMATS, Direct
+from click.testing import CliRunner
+from running import START_S, STEP_S, Running
 
 from multitower import Client, InvalidRequest, ModelError, NotFound, Unavailable, wire
+from multitower.cli import commands
 
-MADE_MODELS = Path(__file__).parents[1] / "fakes" / "made_models.py"
-
-DATATYPES = (
-    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "string"),
-)
-FORMATS = ["datatypes", *(f"datatypes-{format}" for format in ("v1", "frozen", "keras", "h5", "handler"))]
-
-CONFIG = """
-listen: ["{endpoint}"]
-devices: {cpu: 2}
-spares: 1
-threads: {intra_op: 1, inter_op: 1}  # as made_models.py has it: their number changes the order of sums
-models:
-  - {name: dense, path: dense, batching: {max_batch_size: 8}}
-  - {name: padded, path: dense, batching: {max_batch_size: 8, allowed_batch_sizes: [4, 8]}}
-  - {name: twice, path: dense, signature: twice}
-  - {name: nosuch, path: dense, signature: nosuch}
-  - {name: words, path: words}
-  - {name: datatypes, path: datatypes}
-  - {name: datatypes-v1, path: datatypes-v1}
-  - {name: datatypes-frozen, path: datatypes.pb, inputs: {INPUTS}, outputs: {OUTPUTS}}
-  - {name: datatypes-keras, path: datatypes.keras}
-  - {name: datatypes-h5, path: datatypes.h5}
-  - {name: datatypes-handler, handler: handlers:Reversed, batching: {}}
-  - {name: frozen, path: frozen.pb, inputs: {x: "in/x:0", turns: "in/turns:0"}, outputs: {scores: "out/softmax:0"}}
-  - {name: frozen-1, path: frozen-1.pb, inputs: {x: "in/x:0", turns: "in/turns:0"}, outputs: {scores: "out/softmax:0"}}
-  - {name: vocabulary, path: vocabulary}
-  - {name: vocabulary-1, path: vocabulary-1}
-  - {name: ragged, path: ragged}
-  - {name: sparse, path: sparse}
-  - {name: legacy, path: legacy.h5}
-  - {name: legacy-keras, path: legacy.keras}
-  - {name: mean, path: mean}
-  - {name: sneaky, path: sneaky}
-  - {name: scalar, path: scalar}
-  - {name: fixed, path: fixed}
-  - {name: picky, path: picky}
-  - {name: masked, path: masked, batching: {max_batch_size: 16, pad_variable_length_inputs: true}}
-  - {name: exact, path: masked, batching: {max_batch_size: 16, allowed_batch_sizes: [4, 16]}}
-  - {name: compiled, path: dense, jit_compile: true, batching: {max_batch_size: 8, allowed_batch_sizes: [4, 8]}}
-  - {name: warmed, path: picky, warmup: good.npz}
-  - {name: cold, path: picky, warmup: words.npz}
-  - {name: unbatched, path: dense, batching: {max_batch_size: 0}}
-  - {name: keras, path: keras.keras}
-  - {name: keras-h5, path: keras.h5}
-  - {name: guesslang, path: guesslang}
-  - {name: basic-pitch, path: basic-pitch, batching: {max_batch_size: 4}}
-"""
-CONFIG = CONFIG.replace("{INPUTS}", json.dumps({name: f"{name}:0" for name in DATATYPES}))
-CONFIG = CONFIG.replace("{OUTPUTS}", json.dumps({f"{name}_out": f"{name}_out:0" for name in DATATYPES}))
-
-# The order of oneDNN's sums depends on the number of threads: results differ by more than 1e-5 on some CPUs.
-SAME_ARITHMETIC = {"TF_ENABLE_ONEDNN_OPTS": "0"}
-
-
-class Direct:
-    """Inputs of a model, and the outputs that TensorFlow gives."""
-
-    def __init__(self, path: Path) -> None:
-        with np.load(path) as file:
-            self.inputs = {name[3:]: restored(name[3:], file[name]) for name in file if name.startswith("in/")}
-            self.outputs = {name[4:]: restored(name[4:], file[name]) for name in file if name.startswith("out/")}
-
-
-def restored(name: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind == "S":
-        return array.astype(object)
-    # An .npz file has no bfloat16.
-    return array.view(ml_dtypes.bfloat16) if name.startswith("bfloat16") else array
+READ_RECORDED = Path(__file__).parents[1] / "fakes" / "read_recorded.py"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    real = [f"{name}={path}" for name, path in real_models.unpack(folder).items()]
-    done = subprocess.run(
-        [sys.executable, MADE_MODELS, folder, *real],
-        env={**os.environ, **SAME_ARITHMETIC},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    np.savez(folder / "good.npz", x=np.ones((1, 1)))
-    return folder
+def folder(all_models: Path) -> Path:
+    return all_models
 
 
 @pytest.fixture(scope="module")
-def daemon(folder: Path) -> Iterator[Running]:
-    with Running(folder, CONFIG, environment=SAME_ARITHMETIC) as running:
-        yield running.wait_ready(110)
+def daemon(daemon_of_all_models: Running) -> Running:
+    return daemon_of_all_models
 
 
 @pytest.fixture
@@ -234,14 +153,38 @@ def test_outputs_over_the_whole_batch_are_not_shared(model: str, folder: Path, c
     assert next(iter(direct.outputs)) in state["unbatched_because"]
 
 
+def test_recorded_requests_warm_up_the_model_and_keep_every_datatype(
+    folder: Path, daemon: Running, client: Client, tmp_path: Path
+) -> None:
+    for model in ("datatypes", "dense"):
+        direct = direct_of(model, folder)
+        file = tmp_path / model
+        with ThreadPoolExecutor(1) as pool:
+            seen = len(daemon.lines)
+            command = ["record", model, "--count", "2", "--output", str(file), "--endpoint", daemon.endpoint]
+            recording = pool.submit(CliRunner().invoke, commands.multitower, command)
+            daemon.wait_line("recording requests", START_S, after=seen)
+            client.infer(model, direct.inputs)
+            client.infer(model, {name: array[:1] for name, array in direct.inputs.items()})
+            assert recording.result(START_S).exit_code == 0, recording.result().output
+    model_folder = shutil.copytree(folder / "dense" / "10", tmp_path / "model")
+    (model_folder / "assets.extra").mkdir()
+    shutil.move(tmp_path / "dense", model_folder / "assets.extra" / "tf_serving_warmup_requests")
+    program = [sys.executable, str(READ_RECORDED), tmp_path / "datatypes", folder / "datatypes.npz", model_folder]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=START_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "16 inputs are the same\n2 samples warm up the model: (None, True)\n"
+
+
 def test_a_bad_row_is_an_error_for_its_sender_only(folder: Path, client: Client) -> None:
     futures: list[tuple[int, Future[Any]]] = [
         (number, client.submit("picky", {"x": np.array([[number]], np.float32)})) for number in range(-1, 60)
     ]
     for number, future in futures:
         if number < 0:
-            with pytest.raises(ModelError, match="negative row"):
+            with pytest.raises(ModelError, match="negative row") as raised:
                 future.result(STEP_S)
+            assert raised.value.details["status"] == "INVALID_ARGUMENT"
         else:
             assert future.result(STEP_S)["y"][0, 0] == pytest.approx(number**0.5)
 
@@ -359,9 +302,9 @@ def test_the_highest_version_is_served_and_others_are_refused(client: Client) ->
 
 
 def test_the_status_says_why_a_model_cannot_be_served(client: Client) -> None:
-    assert stats(client, "nosuch")["state"] == "failed"
+    assert stats(client, "no-signature")["state"] == "failed"
     with pytest.raises(Unavailable, match="serving_default, twice"):
-        client.infer("nosuch", {"x": np.ones((1, 6), np.float32)})
+        client.infer("no-signature", {"x": np.ones((1, 6), np.float32)})
 
 
 def test_a_warm_up_file_that_does_not_fit_fails_the_model(folder: Path, client: Client) -> None:
@@ -402,7 +345,7 @@ def test_only_the_request_with_missing_strings_is_refused(client: Client) -> Non
     good = b"\x01\0\0\0a\x01\0\0\0b"
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RCVTIMEO, 20_000)
+        socket.setsockopt(zmq.RCVTIMEO, int(STEP_S * 1000))
         socket.connect(client.endpoint)
         bodies = {b"1": good, b"2": good + b"\0", b"3": good, b"4": b"\xff\xff\xff\xff" * 3, b"5": good}
         for id, body in bodies.items():
@@ -421,18 +364,3 @@ def test_the_supervisor_maps_no_tensorflow_and_stays_small(daemon: Running) -> N
     assert psutil.Process(daemon.process.pid).memory_info().rss < 100e6
     worker = daemon.slot()["pid"]
     assert "tensorflow" in Path(f"/proc/{worker}/maps").read_text()
-
-
-@pytest.mark.timeout(300)  # it loads all models again, while the daemon tries older versions of one that cannot load
-def test_a_spare_replaces_a_killed_worker_with_the_same_answers(folder: Path, daemon: Running) -> None:
-    direct = Direct(folder / "dense.npz")
-    with daemon.client() as client:
-        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"], 100)
-        spare = client.status()["daemon"]["spares"][0]["pid"]
-        assert "tensorflow" in Path(f"/proc/{spare}/maps").read_text()
-        pid = client.status()["slots"][1]["pid"]
-        os.kill(pid, 9)
-        daemon.wait(lambda: client.status()["slots"][1]["pid"] == spare)
-        daemon.wait(lambda: client.status()["slots"][1]["state"] == "ready", 150)
-        for _ in range(20):
-            same(client.infer("dense", direct.inputs), direct.outputs)

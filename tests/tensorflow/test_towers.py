@@ -111,7 +111,13 @@ listen: ["{endpoint}"]
 devices: [["cpu:0", "cpu:1"]]
 spares: 0
 models:
-  - {name: m, path: endless, batching: {max_batch_size: 1}, log_device_placement: true}
+  - name: m
+    path: endless
+    batching: {max_batch_size: 1}
+    log_device_placement: true
+    # They wait while another process imports TensorFlow.
+    queue: {timeout: 10m}
+    max_execution_time: 10m
   - {name: whole, path: parallel, placement: as_saved}
   - {name: handled, handler: "handlers:Commanded"}
 """
@@ -124,7 +130,7 @@ def daemon(folder: Path, endless: Path) -> Iterator[Running]:
 
 
 def test_a_daemon_gives_each_tower_its_own_batches_and_reports_towers(daemon: Running) -> None:
-    with daemon.client(timeout=60.0) as client:
+    with daemon.client() as client:
         slow = client.submit("m", {"x": np.float32([[100_000]])})
         quick = [client.infer("m", {"x": np.float32([[n]])})["y"].item() for n in range(20)]
         assert quick == [2.0 * n for n in range(20)]
@@ -147,7 +153,7 @@ def test_a_daemon_gives_each_tower_its_own_batches_and_reports_towers(daemon: Ru
 
 def test_a_crash_ends_both_towers_and_no_request_is_lost(daemon: Running) -> None:
     died = threading.Event()
-    with daemon.client(timeout=60.0) as client:
+    with daemon.client() as client:
         waiting = [client.submit("m", {"x": np.float32([[50_000 + n]])}) for n in range(4)]
         daemon.wait(lambda: daemon.slot()["depth"] >= 2)
         (pid,) = [slot["pid"] for slot in daemon.status()["slots"]]

@@ -26,15 +26,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 CONFIG = """
 listen: ["{endpoint}"]
 devices: {cpu: 2}
-spares: 1
+spares: 0
 watch: {interval: 100ms, settle: 500ms}
 models:
-  - {name: m, path: model, batching: {max_batch_size: 8}, version_labels: {next: 4}}
+  - {name: m, path: model, batching: {max_batch_size: 8}, queue: {timeout: 10m}, version_labels: {next: 4}}
 """
 
 
 PAUSE_S = 0.01
-"""Seconds between two requests: the cores are for TensorFlow, which eight workers import meanwhile."""
+"""Seconds between two requests: the cores are for TensorFlow, which seven workers import meanwhile."""
 
 
 class Load:
@@ -71,7 +71,7 @@ class Load:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    for version in (1, 2, 4):
+    for version in (1, 4):
         save(folder / str(version), version)
     return folder
 
@@ -82,48 +82,43 @@ def save(folder: Path, factor: int) -> None:
     tf.saved_model.save(tf.Module(), str(folder), signatures={"serving_default": times})
 
 
-@pytest.mark.timeout(300)  # eight workers load one after the other
 def test_versions_change_under_load_without_errors_or_mixed_answers(tmp_path: Path, made: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(made / "1", folder / "1")
-    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready(110).client() as client:
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         with Load(client) as load:
             daemon.wait(lambda: len(load.sent) > 50)
-            shutil.copytree(made / "2", folder / "2")
-            daemon.wait_line("versions changed", 100, versions="2")
-            daemon.wait(lambda: load.last() == 2.0)
-            assert client.metadata("m")["versions"] == ["2"]
-            with pytest.raises(NotFound, match="no version '1', only 2"):
-                client.infer("m", {"x": np.ones((1, 1), np.float32)}, version="1")
-
             # A corrupt version is tried once; the former one is still served.
             shutil.copytree(made / "1", folder / "3")
             (folder / "3" / "saved_model.pb").write_bytes(b"\x0anothing")
-            line = daemon.wait_line("versions not changed", 100, versions="3")
+            line = daemon.wait_line("versions not changed", versions="3")
             rows = {row["version"]: row for row in client.status()["models"]}
-            assert [(version, row["state"]) for version, row in rows.items()] == [("2", "ready"), ("3", "failed")]
+            assert [(version, row["state"]) for version, row in rows.items()] == [("1", "ready"), ("3", "failed")]
             assert rows["3"]["cause"] in line["cause"]
             assert "parse" in rows["3"]["cause"].lower()
             assert [row["labels_not_served"] for row in rows.values()] == [{}, {"next": "4"}]
             assert client.server_ready()["ready"]
 
             # The next good version is loaded, and its label is served from then on.
-            with pytest.raises(NotFound, match="the label 'next' of 'm' is version 4, but served is only 2"):
+            with pytest.raises(NotFound, match="the label 'next' of 'm' is version 4, but served is only 1"):
                 client.infer("m", {"x": np.ones((1, 1), np.float32)}, version_label="next")
             shutil.copytree(made / "4", folder / "4")
-            daemon.wait_line("versions changed", 100, versions="4")
+            daemon.wait_line("versions changed", versions="4")
             daemon.wait(lambda: load.last() == 4.0)
+            assert client.metadata("m")["versions"] == ["4"]
+            with pytest.raises(NotFound, match="no version '1', only 4"):
+                client.infer("m", {"x": np.ones((1, 1), np.float32)}, version="1")
             assert client.infer("m", {"x": np.ones((1, 1), np.float32)}, version_label="next")["y"] == [[4.0]]
 
             # It is removed: the last good version is served again, also by a restarted worker.
             shutil.rmtree(folder / "4")
-            daemon.wait_line("versions changed", 100, versions="2", before="4")
-            daemon.wait(lambda: load.last() == 2.0)
+            daemon.wait_line("versions changed", versions="1", before="4")
+            daemon.wait(lambda: load.last() == 1.0)
         pid = daemon.slot(0)["pid"]
         os.kill(pid, signal.SIGKILL)
         daemon.wait(lambda: daemon.slot(0)["pid"] not in (pid, None))
         daemon.wait_ready()
         answers = [set(future.result(STEP_S)["y"].ravel().tolist()) for future in load.sent]
-        assert all(answer in ({1.0}, {2.0}, {4.0}) for answer in answers), "a mix of versions"
+        assert all(answer in ({1.0}, {4.0}) for answer in answers), "a mix of versions"
         assert sum(line["message"] == "versions not changed" for line in daemon.lines) == 1, "tried again"
-        assert client.metadata("m")["versions"] == ["2"]
+        assert client.metadata("m")["versions"] == ["1"]

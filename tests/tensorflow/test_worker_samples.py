@@ -131,11 +131,11 @@ WRONG = {
     "another input": (PREDICT.replace("0178", "0179", 1), "it has the inputs y, but the model takes x"),
     "another datatype": (
         PREDICT.replace("08011208120208011202080222", "08081208120208011202080122"),
-        "the input 'x' is complex64, not FP32",
+        "the model takes FP32 for the input 'x'; the file has complex64",
     ),
     "another shape": (
         PREDICT.replace("08011208120208011202080222", "08011208120208021202080122"),
-        "the input 'x' has the shape \\[2, 1\\], not \\[-1, 2\\]",
+        "the model takes the shape \\[-1, 2\\] .* for the input 'x'; the file has \\[2, 1\\]",
     ),
     "another signature": (TWICE.replace("7477696365", "7477697365"), "no signature 'twise'; the model has: classify, "),
 }

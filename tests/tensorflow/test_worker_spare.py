@@ -77,29 +77,3 @@ def test_a_spare_has_imported_tensorflow_and_gets_its_work_later(tmp_path: Path)
             assert isinstance(answer, dict)
             assert answer["y"].tolist() == (2 * entry["x"]).tolist()
         assert child.stop() == 0
-
-
-FIRST_USE = """
-import tensorflow as tf
-
-
-class FirstUse:
-    def load(self, devices, parameters):
-        tf.ones(1)
-
-    def infer(self, inputs):
-        return inputs
-"""
-
-
-@pytest.mark.parametrize(("level", "shown"), [("INFO", False), ("DEBUG", True)])
-def test_tensorflow_logs_info_lines_only_at_the_level_debug(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, shown: bool
-) -> None:
-    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
-    (tmp_path / "first_use.py").write_text(FIRST_USE)
-    work = assignment(ModelSpec(name="m", handler="first_use:FirstUse"))
-    with WorkerChild(work, import_path=[tmp_path], log_level=level) as child:
-        child.reports("ready")
-        assert child.stop() == 0
-        assert ("cpu_feature_guard" in child.log()) is shown, "a line of the level INFO"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -67,17 +69,17 @@ def test_a_callback_that_raises_is_logged_and_the_others_run(
 
 
 def test_an_outcome_after_the_end_is_dropped(jobs: BackgroundJobs) -> None:
-    go, ended = threading.Event(), threading.Event()
+    go = threading.Event()
+    started: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
 
     def job() -> None:
+        started.put(threading.current_thread())
         assert go.wait(SOON_S)
-        ended.set()
 
     jobs.run(job, lambda outcome: pytest.fail(f"called with {outcome}"))
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "background job"]
+    thread = started.get(timeout=SOON_S)
     jobs.close()
     go.set()
-    assert ended.wait(SOON_S)
     thread.join(SOON_S)
     assert not thread.is_alive()
 
@@ -101,3 +103,45 @@ def test_its_descriptor_is_closed_once() -> None:
     jobs.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(jobs.descriptor)
+
+
+def test_one_thread_runs_jobs_that_follow_each_other(jobs: BackgroundJobs) -> None:
+    outcomes: list[object] = []
+    for count in range(1, 6):
+        jobs.run(threading.get_ident, outcomes.append)
+        finish(jobs, outcomes, count)
+        wait_until_idle(jobs)
+    assert len(set(outcomes)) == 1
+
+
+def test_a_job_that_does_not_end_keeps_no_other_from_running(jobs: BackgroundJobs) -> None:
+    outcomes: list[object] = []
+    ended = threading.Event()
+    jobs.run(ended.wait, outcomes.append)
+    for count in range(1, 4):
+        jobs.run(threading.get_ident, outcomes.append)
+        finish(jobs, outcomes, count)
+    assert True not in outcomes
+    ended.set()
+    finish(jobs, outcomes, 4)
+    assert True in outcomes
+
+
+def test_the_thread_that_waits_for_a_job_ends_with_the_jobs() -> None:
+    jobs = BackgroundJobs()
+    threads: list[object] = []
+    jobs.run(threading.current_thread, threads.append)
+    finish(jobs, threads, 1)
+    jobs.close()
+    (thread,) = threads
+    assert isinstance(thread, threading.Thread)
+    thread.join(SOON_S)
+    assert not thread.is_alive()
+
+
+def wait_until_idle(jobs: BackgroundJobs) -> None:
+    """Waits until a thread waits for the next job: it hands its outcome over a moment before."""
+    until = time.monotonic() + SOON_S
+    while not jobs._idle:
+        assert time.monotonic() < until
+        time.sleep(0.001)

@@ -191,9 +191,9 @@ def test_inputs_have_the_declared_datatypes_and_shapes(
     [
         ([], {}, "declares no inputs"),
         ([X], {"y": InputShape((1,), None)}, "no input 'y', only 'x'"),
-        ([X], {"x": InputShape((1, 4), None)}, r"takes the shape \[-1, 3\], not \[1, 4\]"),
+        ([X], {"x": InputShape((1, 4), None)}, r"takes the shape \[-1, 3\] for the input 'x'; --shape gives \[1, 4\]"),
         ([X], {"x": InputShape((3,), None)}, "takes the shape"),
-        ([X], {"x": InputShape((1, 3), "FP64")}, "'x' is FP32, not FP64"),
+        ([X], {"x": InputShape((1, 3), "FP64")}, "takes FP32 for the input 'x'; --shape gives FP64"),
     ],
 )
 def test_shapes_that_contradict_the_model_are_refused(declared: Any, shapes: Any, words: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from multitower.supervisor.config.config import load
+from multitower.supervisor.config.loading import load
 from multitower.supervisor.machine import placement
 from multitower.tools.bench import json_report, text_report
 from multitower.tools.bench.arrivals import Load

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from multitower.cli.commands import multitower
-from multitower.supervisor.config.config import load
+from multitower.supervisor.config.loading import load
 from multitower.tools.bench.session import Options
 from multitower.tools.compare.crash import longest_gap, original_pids
 from multitower.tools.compare.measure import Plan, make_config

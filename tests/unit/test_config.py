@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from multitower.spec import ModelSpec
-from multitower.supervisor.config.config import Config, MemoryLimit, load, schema
+from multitower.supervisor.config.config import Config, MemoryLimit, schema
+from multitower.supervisor.config.loading import load
 from multitower.wire import DEFAULT_ENDPOINT
 
 MODEL = "models: [{name: digits, path: digits}]\n"
@@ -94,6 +95,7 @@ def test_paths_are_the_same_however_the_file_is_named(folder: Path, monkeypatch:
         ("peer_timeout: 0", "peer_timeout", 0.0),
         ("peer_timeout: 2m", "peer_timeout", 120.0),
         ("listen: ['tcp://[::1]:*', tcp://localhost:1]", "listen", ("tcp://[::1]:*", "tcp://localhost:1")),
+        ("listen: tcp://127.0.0.1:1", "listen", ("tcp://127.0.0.1:1",)),
         ("listen: [ipc:///run/front.sock]", "listen", ("ipc:///run/front.sock",)),
         ("insecure: true\nlisten: [tcp://*:5555]", "listen", ("tcp://*:5555",)),
         ("runtime_dir: /run/multitower", "runtime_dir", Path("/run/multitower")),

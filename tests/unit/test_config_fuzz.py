@@ -8,7 +8,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from multitower.supervisor.config.config import Config, ConfigError, Problem, load, schema
+from multitower.supervisor.config.config import Config, schema
+from multitower.supervisor.config.loading import load
+from multitower.supervisor.config.source import ConfigError, Problem
 
 ROOT = Path(__file__).parents[2]
 WHOLE = (ROOT / "configs" / "tuning.yaml").read_text()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from multitower.supervisor.config.config import Config, ConfigError, load
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.loading import load
+from multitower.supervisor.config.source import ConfigError
 
 TEXT = """\
 models: [{name: h, handler: 'm:C'}]
@@ -55,6 +57,7 @@ def test_the_environment_is_that_of_the_process_by_default(monkeypatch: pytest.M
         ("devices=[0, GPU-8f]", "MULTITOWER_DEVICES", "devices", (0, "GPU-8f")),
         ("exit_when_failed=true", "MULTITOWER_EXIT_WHEN_FAILED", "exit_when_failed", True),
         ("listen=[tcp://127.0.0.1:*]", "MULTITOWER_LISTEN", "listen", ("tcp://127.0.0.1:*",)),
+        ("listen=tcp://127.0.0.1:*", "MULTITOWER_LISTEN", "listen", ("tcp://127.0.0.1:*",)),
         ("runtime_dir=/run/a=b", "MULTITOWER_RUNTIME_DIR", "runtime_dir", Path("/run/a=b")),
     ],
 )
@@ -101,7 +104,7 @@ def test_relative_paths_in_overrides_start_at_the_folder_of_the_file(file: Path)
         ("models[0].retry=2", "--set models[0].retry: models: the items of a list cannot be set one by one"),
         ("models.0.retry=2", "set the whole list with --set models=[...]"),
         ("listen[1]=x", "the items of a list cannot be set one by one"),
-        ("gateway.http=1", "--set gateway.http: is not supported by this release"),
+        ("gateway.http=1", "--set gateway.http: gateway.http: must be HOST:PORT or unix:PATH"),
         ("devices={cpu: 1}\x00", "holds the character U+0000"),
     ],
 )
@@ -121,7 +124,7 @@ def test_wrong_arguments_of_set_are_reported(override: str, problem: str) -> Non
         ("MULTITOWER_SPARES", "", "MULTITOWER_SPARES: spares: has no value"),
         ("MULTITOWER_SPARES", "x", "MULTITOWER_SPARES: spares: must be a whole number"),
         ("MULTITOWER_MODELS__0__RETRY", "1", "set the whole list with MULTITOWER_MODELS=[...]"),
-        ("MULTITOWER_GATEWAY__HTTP", "1", "MULTITOWER_GATEWAY__HTTP: is not supported by this release"),
+        ("MULTITOWER_GATEWAY__HTTP", "1", "MULTITOWER_GATEWAY__HTTP: gateway.http: must be HOST:PORT or unix:PATH"),
     ],
 )
 def test_wrong_variables_are_reported(variable: str, value: str, problem: str) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from multitower.supervisor.config.config import ConfigError, load
-from multitower.supervisor.config.source import MAX_FILE_BYTES, MAX_PROBLEMS
+from multitower.supervisor.config.loading import load
+from multitower.supervisor.config.source import MAX_FILE_BYTES, MAX_PROBLEMS, ConfigError
 from multitower.supervisor.config.values import RUNTIME_NAME_BYTES
 from multitower.supervisor.loop.runtime_dir import MAX_IPC_PATH
 
@@ -53,7 +53,11 @@ DAEMON = [
     ("watch: {interval: 1}", "watch.interval: a duration needs its unit: write 1s"),
     ("watch: {interval: 1ms}", "watch.interval: must be at least 50ms, not 1ms; 0: never"),
     ("watch: {settle: 0}", "watch.settle: a duration needs its unit"),
-    ("gateway: 1", "2:1: gateway: is not supported by this release"),
+    ("gateway: {http: '127.0.0.1:1', max_buffered_bytes: 0B}", "2:52: gateway.max_buffered_bytes: must be more than 0"),
+    (
+        "gateway: {http: '127.0.0.1:1', max_body_size: 3MiB, max_buffered_bytes: 5MiB}",
+        "2:73: gateway.max_buffered_bytes: must be at least twice max_body_size, which is 3MiB",
+    ),
     ("dispatch: 1", "2:11: dispatch: must be one of 'earliest_finish' or 'least_depth', not 1"),
     ("dispatch: least_dept", "2:11: dispatch: must be one of 'earliest_finish' or 'least_depth', not 'least_dept'"),
     ("workers_per_device: two", "2:21: workers_per_device: must be a whole number, not 'two'"),
@@ -79,7 +83,7 @@ DAEMON = [
     ("max_message_size: 4000000GiB", "more than 1024GiB, the most"),
     ("max_connections: 0", "max_connections: must be auto or a whole number from 1 to 1000000, not 0"),
     ("max_connections: all", "2:18: max_connections: must be auto or a whole number from 1 to 1000000, not 'all'"),
-    ("peer_timeout: 100ms", "must be from 200ms to 86400s, not 100ms; 0: never"),
+    ("peer_timeout: 100ms", "must be from 200ms to 24h, not 100ms; 0: never"),
     ("max_message_size: 64", "a size needs its unit: write 64MiB"),
     ("memory: 6", "must be growth, a size (6GiB) or a percentage (80%), not 6"),
     ("memory: 0GiB", "a worker needs memory"),
@@ -113,7 +117,9 @@ DAEMON = [
     ("devices: [8f3a]", "'8f3a' is neither an index (0) nor a UUID"),
     ("devices: [true]", "devices[0]: must be an index (0) or a UUID"),
     ("listen: []", "2:9: listen: must not be empty"),
-    ("listen: tcp://127.0.0.1:5555", "2:9: listen: must be a list, as in [a, b], not 'tcp://127.0.0.1:5555'"),
+    ("listen: 5555", "2:9: listen: must be an endpoint, as in tcp://127.0.0.1:5555, not 5555"),
+    ("listen: tcp://0.0.0.0:5555", "2:9: listen: 0.0.0.0 can be reached from other machines"),
+    ("listen: {a: 1}", "2:9: listen: must be an endpoint, as in tcp://127.0.0.1:5555, not"),
     ("listen: [5555]", "2:10: listen[0]: must be an endpoint, as in tcp://127.0.0.1:5555, not 5555"),
     ("listen: [http://x]", "it must begin with ipc:// or tcp://"),
     ("listen: ['tcp://127.0.0.1']", "must be tcp://HOST:PORT"),

@@ -13,7 +13,7 @@ FEW = 400
 
 
 def settings(processes: int) -> Any:
-    config = SimpleNamespace(max_connections="auto", spares=0, listen=["tcp://127.0.0.1:*"])
+    config = SimpleNamespace(max_connections="auto", spares=0, listen=["tcp://127.0.0.1:*"], gateway=None)
     return SimpleNamespace(config=config, placements=(None,) * processes)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from multitower.supervisor.config.config import Config, load
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.loading import load
 from multitower.supervisor.config.units import parse_duration
 from multitower.supervisor.workers import exits
 from multitower.wire import DEFAULT_ENDPOINT
@@ -109,10 +110,10 @@ def test_probes_ask_what_the_program_answers_within_their_time() -> None:
     (asked_s,) = re.findall(r"^TIMEOUT_S = ([\d.]+)$", source, re.MULTILINE)
     assert any(PROBE in rest and "probe.py" in rest for name, rest in DOCKERFILE if name == "COPY")
     assert f'["{PROBE}", "ready"]' in only("HEALTHCHECK")
-    wanted = {"startupProbe": "live", "readinessProbe": "serving", "livenessProbe": "live"}
-    for probe, question in wanted.items():
-        assert IN_POD[probe]["exec"]["command"] == [PROBE, question]
-        assert IN_POD[probe]["timeoutSeconds"] > float(asked_s)
+    assert IN_POD["readinessProbe"]["exec"]["command"] == [PROBE, "serving"]
+    assert IN_POD["readinessProbe"]["timeoutSeconds"] > float(asked_s)
+    for probe in ("startupProbe", "livenessProbe"):
+        assert IN_POD[probe]["httpGet"] == {"path": "/v2/health/live", "port": "http"}
     startup = IN_POD["startupProbe"]
     assert startup["failureThreshold"] * startup["periodSeconds"] == 600
     assert "--start-period=10m" in only("HEALTHCHECK")
@@ -133,8 +134,10 @@ def test_the_configurations_load_and_serve_where_probes_ask(where: str, tmp_path
     config = load(file, environment={})
     port = DEFAULT_ENDPOINT.rpartition(":")[2]
     assert f"tcp://0.0.0.0:{port}" in config.listen
-    assert only("EXPOSE") == port == str(IN_POD["ports"][0]["containerPort"])
-    assert SERVICE["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert config.gateway is not None
+    ports = [port, *(address.removeprefix("0.0.0.0:") for address in config.gateway.addresses)]
+    assert only("EXPOSE").split() == ports == [str(each["containerPort"]) for each in IN_POD["ports"]]
+    assert SERVICE["ports"] == [f"127.0.0.1:{port}:{port}" for port in ports]
 
 
 def test_names_within_the_manifests_agree() -> None:
@@ -142,8 +145,9 @@ def test_names_within_the_manifests_agree() -> None:
     assert KUBERNETES["Deployment"]["spec"]["selector"]["matchLabels"] == labels
     assert KUBERNETES["Service"]["spec"]["selector"] == labels
     assert KUBERNETES["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
-    (port,) = IN_POD["ports"]
-    assert KUBERNETES["Service"]["spec"]["ports"][0]["targetPort"] == port["name"]
+    names = [port["name"] for port in IN_POD["ports"]]
+    assert [port["targetPort"] for port in KUBERNETES["Service"]["spec"]["ports"]] == names
+    assert [port["port"] for port in KUBERNETES["NetworkPolicy"]["spec"]["ingress"][0]["ports"]] == names
     assert any(volume.get("configMap", {}).get("name") == "multitower" for volume in POD["volumes"])
     assert IN_POD["image"] == SERVICE["image"]
     context = (CONTAINER / SERVICE["build"]["context"]).resolve()

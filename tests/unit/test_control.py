@@ -8,8 +8,9 @@ from typing import Any, cast
 from daemon_scene import DaemonScene
 
 from multitower import wire
+from multitower.supervisor.observability.recording import Recorder
 from multitower.supervisor.operations.control import BURST, ControlSocket
-from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.front_socket import FrontSocket, Incoming
 
 
 class FakeFront:
@@ -26,11 +27,11 @@ class FakeFront:
         self.answers: list[Any] = []
         self.rechecks = 0
 
-    def receive(self) -> tuple[tuple[bytes, ...], list[bytes]] | None:
+    def receive(self) -> Incoming | None:
         if not self.arrived:
             return None
         self.arrived -= 1
-        return (b"client",), [wire.STATUS, b"id"]
+        return Incoming((b"client",), [wire.STATUS, b"id"])
 
     def answer(self, _address: tuple[bytes, ...], _id: bytes, answer: Any) -> None:
         self.answers.append(answer)
@@ -42,7 +43,14 @@ class FakeFront:
 def test_a_flood_of_queries_is_read_in_bursts(tmp_path: Path) -> None:
     operations = DaemonScene(tmp_path, [("m",)]).operations
     front = FakeFront(2 * BURST + 1)
-    control = ControlSocket(cast(FrontSocket, front), operations.queries, operations.orders, operations.model_orders)
+    control = ControlSocket(
+        cast(FrontSocket, front),
+        operations.queries,
+        operations.orders,
+        operations.model_orders,
+        operations.metrics,
+        Recorder(operations.context.router),
+    )
     for number in (1, 2, 3):
         control.receive()
         assert len(front.answers) == min(number * BURST, 2 * BURST + 1)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from multitower.supervisor.config.config import Config, load
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.loading import load
 from multitower.supervisor.config.models import Batching
 from multitower.supervisor.config.version_folders import Policy
 from multitower.tools.convert import yaml_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from multitower.errors import Reason, make
 from multitower.tools.demo import OUTPUT, steps
 from multitower.tools.demo.steps import CheckedLoad, HeldOut
+from multitower.tools.errors import ToolError
 
 HELD_OUT = HeldOut(
     images=np.arange(3 * 64, dtype=np.float32).reshape(3, 64),
@@ -50,3 +52,9 @@ def test_only_the_right_answer_of_an_image_counts(monkeypatch: pytest.MonkeyPatc
     assert load.correct == 4
     assert load.lost == load.sent - 4 >= 4, "the error, and those without an answer"
     assert load.first_error is error
+
+
+def test_packages_that_the_training_needs_are_named_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "find_spec", lambda module: None)
+    with pytest.raises(ToolError, match="demo needs tensorflow and scikit-learn: pip install tensorflow scikit-learn"):
+        steps.train_model(tmp_path)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from pages import PAGES, Block, blocks
 
-from multitower.supervisor.config.config import Config, load
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.loading import load
 from multitower.supervisor.config.yaml_reader import Reader
 
 MODELS = "models: [{name: digits, path: models/digits}]\n"

@@ -7,9 +7,19 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from multitower.supervisor.scheduling.estimate import MAX_KEYS, MIN_MEASURED, OUTLIER_STREAK, Estimate, Estimates
+from multitower.supervisor.scheduling.estimate import (
+    MAX_KEYS,
+    MIN_MEASURED,
+    OUTLIER_STREAK,
+    USUAL_AFTER_S,
+    Estimate,
+    Estimates,
+)
+from multitower.supervisor.scheduling.request import BatchKey
+from multitower.worker_wire import KeySpec
 
 FIXED_S, ROW_S = 0.004, 0.00003
+SPEC = KeySpec("m", (("x", "UINT8", ()),), None, True)
 
 
 def device(rows: int, factor: float = 1.0) -> float:
@@ -20,7 +30,7 @@ def device(rows: int, factor: float = 1.0) -> float:
 def estimate_of(batches: Iterable[tuple[int, float]]) -> Estimate:
     estimate = Estimate()
     for rows, seconds in batches:
-        estimate.add(rows, seconds)
+        estimate.add(rows, seconds, 0.0)
     return estimate
 
 
@@ -84,14 +94,14 @@ def test_outliers_count_for_little(name: str) -> None:
 def test_a_changed_speed_is_learned_within_a_few_batches(factor: float) -> None:
     estimate = estimate_of((rows, device(rows)) for rows in sizes(200))
     for rows in sizes(OUTLIER_STREAK, seed=3):
-        estimate.add(rows, device(rows, factor))
+        estimate.add(rows, device(rows, factor), 0.0)
     for rows in (1, 8, 32):
         assert estimate.seconds(rows) == pytest.approx(device(rows, factor), rel=0.15)
 
 
 def test_rescale_learns_a_changed_speed_from_one_batch() -> None:
     estimate = estimate_of((rows, device(rows, 4.0)) for rows in sizes(200))
-    estimate.rescale(1, device(1))
+    estimate.rescale(1, device(1), 0.0)
     for rows in (1, 8, 32):
         assert estimate.seconds(rows) == pytest.approx(device(rows), rel=0.1)
 
@@ -103,16 +113,46 @@ def test_a_slow_change_is_followed() -> None:
 
 def test_there_is_one_estimate_per_key_for_the_latest_keys() -> None:
     estimates = Estimates()
+    first, *others = (BatchKey(SPEC, 32) for _ in range(MAX_KEYS))
     for _ in range(MIN_MEASURED):
-        estimates.add(1, 8, 0.5)
-    for key in range(2, MAX_KEYS + 1):
-        estimates.add(key, 8, 0.1)
-        estimates.add(1, 8, 0.5)
-    found = estimates.find(1)
+        estimates.add(first, 8, 0.5, 0.0)
+    for key in others:
+        estimates.add(key, 8, 0.1, 0.0)
+        estimates.add(first, 8, 0.5, 0.0)
+    found = estimates.find(first.id)
     assert found is not None
     assert found.seconds(8) == pytest.approx(0.5)
-    assert estimates.find(2) is None, "measured once"
-    for key in range(1000, 1000 + 2 * MAX_KEYS):
-        estimates.add(key, 8, 0.1)
+    assert estimates.known() == [(first, found)]
+    assert estimates.find(others[0].id) is None, "measured once"
+    for _ in range(2 * MAX_KEYS):
+        estimates.add(BatchKey(SPEC, 32), 8, 0.1, 0.0)
     assert len(estimates) == MAX_KEYS
-    assert estimates.find(1) is None, "least recently used"
+    assert estimates.find(first.id) is None, "least recently used"
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.2, 5.0])
+def test_a_device_that_has_become_slower_is_slow_until_that_is_usual(factor: float) -> None:
+    estimate = estimate_of((8, device(8)) for _ in range(100))
+    assert estimate.slowdown(0.0) == 1.0
+    for _ in range(OUTLIER_STREAK):
+        estimate.add(8, device(8, factor), 1000.0)
+    slowdown = estimate.slowdown(1000.0)
+    assert slowdown == (pytest.approx(5.0, rel=0.1) if factor == 5.0 else 1.0)
+    assert estimate.slowdown(1000.0 + USUAL_AFTER_S) == slowdown
+    assert estimate.slowdown(1001.0 + USUAL_AFTER_S) == 1.0
+
+
+def test_a_device_that_is_as_fast_as_before_is_not_slow_any_more() -> None:
+    estimate = estimate_of((8, device(8)) for _ in range(100))
+    for factor in (5.0, 1.0):
+        for _ in range(OUTLIER_STREAK):
+            estimate.add(8, device(8, factor), 1000.0)
+    assert estimate.slowdown(1000.0) == pytest.approx(1.0, rel=0.1)
+
+
+def test_what_is_slow_for_long_is_compared_with_what_is_usual_by_then() -> None:
+    estimate = estimate_of((8, device(8)) for _ in range(100))
+    for when, factor in ((1000.0, 4.0), (2000.0, 16.0)):
+        for _ in range(OUTLIER_STREAK):
+            estimate.add(8, device(8, factor), when)
+        assert estimate.slowdown(when) == pytest.approx(4.0, rel=0.1)

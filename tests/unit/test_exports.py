@@ -6,6 +6,8 @@ import importlib.metadata
 import inspect
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -33,10 +35,12 @@ NAMES = [
     "__version__",
 ]
 
+ROOT = Path(__file__).parents[2]
+
 CONSTRUCTOR = (
     "endpoint=None timeout=30.0 connect_timeout=5.0 max_outstanding=1000 retries=2 shared_memory=True peer_timeout=30.0"
 )
-INFER = "model inputs outputs=None version='' timeout=None priority=0 signature='' version_label=''"
+INFER = "model inputs outputs=None version='' timeout=None priority=0 signature='' version_label='' trace=None"
 METHODS = {
     "close": "",
     "empty": "shape dtype=<class 'numpy.float32'>",
@@ -44,13 +48,14 @@ METHODS = {
     "infer": INFER,
     "live": "",
     "metadata": "model version='' version_label=''",
+    "metrics": "format='prometheus'",
     "model_config": "model version='' version_label=''",
     "model_ready": "model version='' version_label=''",
     "ready": "",
     "server_metadata": "",
     "server_ready": "",
     "statistics": "model=None version='' version_label=''",
-    "status": "",
+    "status": "events=False",
     "submit": INFER,
     "wait_until_ready": "timeout=60.0",
 }
@@ -119,3 +124,19 @@ print(sorted(name for name in names - allowed if not name.startswith(("_", "__ed
 def _with_path(program: str) -> str:
     # Without site-packages' .pth files, which import what other packages want at every start.
     return f"import sys; sys.path[:] = {[entry for entry in sys.path if entry]!r}\n{program}"
+
+
+def test_the_wheel_has_every_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {  # the links in multitower/ are not followed
+        "multitower": ROOT / "multitower",
+        "multitower.supervisor": ROOT / "supervisor",
+        "multitower.worker": ROOT / "worker",
+    }
+    found = [
+        ".".join((name, *path.parent.relative_to(folder).parts))
+        for name, folder in folders.items()
+        for path in folder.rglob("__init__.py")
+        if name != "multitower" or path.relative_to(folder).parts[0] not in ("supervisor", "worker")
+    ]
+    assert sorted(listed) == sorted(found)

@@ -16,7 +16,8 @@ def fail(scene: Scene, batch: Batch | None) -> list[Request]:
     assert batch is not None
     scene.scheduler.fail_batch(batch, make(Reason.INTERNAL_ERROR, "a defect"), scene.now)
     failed = []
-    for request, answer in scene.scheduler.pop_replies():
+    for reply in scene.scheduler.pop_replies():
+        request, answer = reply.request, reply.answer
         assert isinstance(answer, MultitowerError)
         assert answer.reason == Reason.INTERNAL_ERROR
         failed.append(request)

@@ -117,7 +117,7 @@ def test_batches_of_few_rows_do_not_say_how_long_full_ones_take() -> None:
     scene = Scene(None)
     worker = scene.workers[0]
     for rows in (1, 2, 1, 2, 1, 2):
-        worker.estimates.add(KEY.id, rows, 0.01 * rows)
+        worker.estimates.add(KEY, rows, 0.01 * rows, scene.now)
     submit(scene, 100 * LARGEST, 100 * 0.02)
     assert scene.scheduler.outstanding == 1
 
@@ -129,8 +129,9 @@ def test_a_large_request_that_others_made_late_is_answered_before_all_of_it_has_
     entries: list[tuple[Request, int]] = []
     while not (replies := scene.scheduler.pop_replies()):
         entries += run_batch(scene)
-    ((request, answer),) = replies
-    assert request is large
+    (reply,) = replies
+    answer = reply.answer
+    assert reply.request is large
     assert isinstance(answer, MultitowerError)
     rows_run = sum(rows for request, rows in entries if request is large)
     assert (answer.reason, answer.details["rows"]) == (Reason.DEADLINE, 20 * LARGEST - rows_run)

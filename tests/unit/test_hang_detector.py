@@ -68,7 +68,7 @@ LOADING: dict[str, object] = {}
         ("dumps its core between batches", [({"beats": False, "dumping": True}, IDLE)] * 600, None),
         ("dumps its core in a batch", [({"beats": False, "dumping": True, "state": "D"}, BUSY)] * 600, None),
         ("dumps its core while it loads", [({"beats": False, "dumping": True}, LOADING)] * 600, None),
-        ("dumps its core without end", [({"beats": False, "dumping": True}, IDLE)] * 604, "core took over 600 s"),
+        ("dumps its core without end", [({"beats": False, "dumping": True}, IDLE)] * 604, "core took over 10 min"),
         ("starved by its neighbours", [({"beats": False, "state": "R"}, LOADING)] * 60, None),
     ],
 )
@@ -106,6 +106,30 @@ def test_a_dump_is_not_measured_while_the_machine_is_suspended() -> None:
     scene.now += 3600
     scene.hang_detector.excuse_stall(3600)
     assert scene.second(beats=False, dumping=True) is None
+
+
+@pytest.mark.parametrize("doing", [IDLE, BUSY | {"limit": 60.0}, LOADING], ids=["idle", "in a batch", "loading"])
+def test_a_process_that_closes_its_socket_and_runs_on_hangs(doing: dict[str, object]) -> None:
+    scene = Scene()
+    assert scene.second(**doing) is None  # type: ignore[arg-type]
+    scene.hang_detector.record_closed_socket(scene.now)
+    verdicts = [scene.second(cpu=1.0, **doing) for _ in range(6)]  # type: ignore[arg-type]
+    assert verdicts[:5] == [None] * 5
+    assert verdicts[5] == Verdict(Fault.HANGS, "it closed its socket 6.0 s ago and has not exited")
+
+
+def test_a_process_may_take_long_to_free_its_memory_after_its_socket_is_closed() -> None:
+    scene = Scene()
+    scene.hang_detector.record_closed_socket(scene.now)
+    assert [scene.second(dumping=True) for _ in range(60)] == [None] * 60
+
+
+def test_a_closed_socket_is_not_measured_while_the_machine_is_suspended() -> None:
+    scene = Scene()
+    scene.hang_detector.record_closed_socket(scene.now)
+    scene.now += 3600
+    scene.hang_detector.excuse_stall(3600)
+    assert scene.second() is None
 
 
 def test_a_process_that_has_ended_does_not_hang() -> None:

@@ -2,40 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from dataclasses import replace
-
 import pytest
-from fake_workers import Scene, child, spec
+from fake_workers import Scene, child
+from loading_scene import ABORT, LOADING, WARM_UP, die_loading, serve_without, served, time_out, told
 
-from multitower.load_step import STEP_BYTES, LoadStep, clear_step
-from multitower.supervisor.workers.hang_detector import ProcessStat
-from multitower.supervisor.workers.manager import SPARES_WAIT_S
-from multitower.supervisor.workers.slot import WorkerProcess
+from multitower.load_step import LoadStep
 from multitower.supervisor.workers.slot_state_machine import State
-from multitower.worker_wire import BEGUN_BYTES
-
-WARM_UP = LoadStep("m", "1", rows=1000, fewer_rows=512)
-
-
-def die_loading(scene: Scene, step: LoadStep | None, code: int = -9) -> WorkerProcess:
-    """The slot's process dies while it loads; returns the next one, which may be started after a back-off."""
-    process = scene.process()
-    scene.report(process, "loading")
-    child(process).step = step
-    scene.die(process, code)
-    if scene.slot().process is None:
-        scene.tick(1.0)
-    return scene.process()
-
-
-def told(process: WorkerProcess) -> dict[str, tuple[int, str]]:
-    """What a process was told of each model: the rows that are safe, and why it must not be loaded."""
-    assignment = child(process).assignment
-    assert assignment is not None
-    return {spec.name: (spec.safe_rows, spec.not_loaded_because) for spec in assignment.models}
-
 
 # A slot with one model.
 
@@ -94,25 +66,6 @@ def test_an_operator_who_restarts_the_slot_gets_a_try_with_all_sizes() -> None:
     scene.manager.restart_slot(scene.slot(), outcomes.append)
     scene.tick()
     assert told(scene.next_process()) == {"m": (0, "")}
-
-
-# A slot with two models.
-
-ABORT = -6
-LOADING = LoadStep("m", "1")
-
-
-def serve_without(scene: Scene, *models: str) -> None:
-    """The slot's process becomes ready without these models."""
-    scene.report(scene.process(), "loading")
-    child(scene.process()).step = None
-    scene.report(scene.process(), "ready", failed=set(models))
-    scene.tick()
-
-
-def served(scene: Scene) -> tuple[bool, bool]:
-    """Whether the slot serves m and n."""
-    return scene.slot().serves("m"), scene.slot().serves("n")
 
 
 @pytest.mark.parametrize("step", [LOADING, LoadStep("m", "1", rows=1)], ids=str)
@@ -226,88 +179,6 @@ def test_if_nothing_else_is_left_a_model_with_tries_left_is_loaded() -> None:
     assert told(scene.process())["n"][1].startswith("it was not loaded in time")
 
 
-# A model that takes too long.
-
-
-def time_out(scene: Scene, step: LoadStep, process: WorkerProcess | None = None) -> WorkerProcess:
-    """A process, the slot's current one unless it is given, exceeds `load_timeout`; returns it."""
-    process = process or scene.process()
-    scene.manager.apply_settings(replace(scene.manager.settings, load_s={"m": 10.0, "n": 10.0}, start_s=20.0))
-    scene.report(process, "loading")
-    child(process).step = step
-    scene.tick(1.0)
-    child(process).stat = ProcessStat("R", scene.now)  # it computes: it does not hang
-    for _ in range(11):
-        scene.tick(1.0)
-    assert (process.verdict is not None, child(process).stacks_dumped) == (True, True)
-    scene.die(process)
-    return process
-
-
-def test_a_model_that_takes_too_long_is_left_out_and_not_tried_again() -> None:
-    scene = Scene(models=[("m", "n")])
-    time_out(scene, LOADING)
-    cause = "killed because it took over 10 s (load_timeout) while loading m version 1"
-    why = f"it was not loaded in time: {cause}; its stacks are in the log"
-    assert told(scene.process()) == {"m": (0, why), "n": (0, "")}
-    assert scene.slot().last_error == cause
-    serve_without(scene, "m")
-    launched = len(scene.launched)
-    for _ in range(100):
-        scene.tick(1.0)
-    assert (len(scene.launched), *served(scene)) == (launched, False, True)
-
-
-def test_the_only_model_of_a_slot_fails_with_the_cause_after_one_load_that_takes_too_long() -> None:
-    scene = Scene()
-    time_out(scene, LoadStep("m", "1", rows=1000, fewer_rows=512))
-    slot = scene.slot()
-    assert (slot.state, slot.process, slot.safe_rows) == (State.FAILED, None, {})
-    ((model, cause),) = [(report.name, report.cause) for report in slot.models]
-    assert model == "m"
-    assert "killed because it took over 10 s (load_timeout) while warming up m version 1 with 1000 rows" in str(cause)
-    refusal = scene.router.scheduler.refusal_for_new_request("m")
-    assert refusal is not None
-    assert "(load_timeout)" in refusal.message
-    outcomes: list[str | None] = []
-    scene.manager.restart_slot(slot, outcomes.append)
-    scene.tick()
-    assert told(scene.process()) == {"m": (0, "")}
-
-
-def test_a_replacement_that_takes_too_long_leaves_the_old_worker() -> None:
-    scene = Scene()
-    scene.serve(scene.process())
-    old = scene.process()
-    scene.order(specs=(spec(2),))
-    time_out(scene, LOADING, scene.next_process())
-    assert (scene.process(), scene.state(), scene.slot().next_process) == (old, State.READY, None)
-
-
-def test_the_model_that_was_loaded_at_the_time_limit_is_to_blame_and_not_the_next_one() -> None:
-    scene = Scene(models=[("m", "n")])
-    process = scene.process()
-    scene.manager.apply_settings(replace(scene.manager.settings, load_s={"m": 1.0, "n": 1.0}))
-    scene.report(process, "loading")
-    child(process).step = LOADING
-    for _ in range(3):
-        scene.tick(1.0)
-    child(process).step = LoadStep("n", "1")  # while it writes its stacks
-    scene.die(process)
-    assert told(scene.process())["n"] == (0, "")
-    assert "loading m version 1" in told(scene.process())["m"][1]
-
-
-def test_a_longer_time_lets_the_model_be_tried_again() -> None:
-    scene = Scene(models=[("m", "n")])
-    time_out(scene, LOADING)
-    serve_without(scene, "m")
-    scene.manager.apply_settings(replace(scene.manager.settings, load_s={"m": 99.0, "n": 10.0}))
-    scene.tick(1.0)
-    scene.tick(1.0)
-    assert told(scene.next_process()) == {"m": (0, ""), "n": (0, "")}
-
-
 def test_with_a_budget_of_one_restart_the_others_are_served_after_one_death() -> None:
     scene = Scene(models=[("m", "n")], max_restarts=1)
     assert told(die_loading(scene, LoadStep("m", "1")))["m"][1].startswith("it has ended a worker of the slot: ")
@@ -319,54 +190,6 @@ def test_the_last_model_of_a_slot_is_tried_as_long_as_the_budget_lasts() -> None
         die_loading(scene, LoadStep("m", "1"))
     for _ in range(4):
         assert told(die_loading(scene, LoadStep("n", "1")))["n"][1] == ""
-
-
-def test_a_model_that_sleeps_while_it_loads_keeps_no_other_slot_without_a_spare() -> None:
-    scene = Scene(2, spares=1)
-    scene.serve(scene.process(1))
-    scene.report(scene.process(0), "loading")
-    child(scene.process(0)).step = LOADING
-    scene.tick(1.0)
-    assert not scene.manager.spares
-    for _ in range(int(SPARES_WAIT_S) + 1):
-        scene.tick(1.0)
-    assert len(scene.manager.spares) == 1
-
-
-def test_no_spare_is_started_while_an_old_spare_loads_in_a_slot() -> None:
-    scene = Scene(2, spares=1)
-    for number in range(2):
-        scene.serve(scene.process(number))
-    scene.tick(1.0)
-    (spare,) = scene.manager.spares
-    for state in ("importing", "idle"):
-        scene.report(spare, state)
-        scene.tick(1.0)
-    for _ in range(int(SPARES_WAIT_S) + 10):
-        scene.tick(1.0)
-    launched = len(scene.launched)
-    scene.die(scene.process(0), ABORT)
-    assert scene.process(0) is spare
-    scene.tick()
-    assert len(scene.launched) == launched
-    scene.serve(spare)
-    scene.tick()
-    assert len(scene.launched) == launched + 1
-
-
-def test_a_crash_whose_core_is_dumped_does_not_count_as_a_slow_load() -> None:
-    scene = Scene(models=[("m", "n")])
-    process = scene.process()
-    scene.manager.apply_settings(replace(scene.manager.settings, load_s={"m": 10.0, "n": 10.0}))
-    scene.report(process, "loading")
-    child(process).step = LOADING
-    child(process).stat = ProcessStat("R", scene.now, dumping=True)
-    for _ in range(30):
-        scene.tick(1.0)
-    assert process.verdict is None
-    scene.die(process, ABORT)
-    scene.tick(1.0)
-    assert told(scene.process())["m"][1].endswith("it will be tried again beside the others")
 
 
 def test_a_model_that_was_left_out_is_loaded_if_the_others_cannot_be() -> None:
@@ -415,62 +238,3 @@ def test_a_try_gives_way_to_a_replacement_that_somebody_waits_for() -> None:
     for _ in range(2):
         scene.tick(61.0)
     assert told(scene.next_process())["m"] == (0, "")
-
-
-# The memory that both share.
-
-
-@pytest.fixture
-def memory() -> Iterator[int]:
-    descriptor = os.memfd_create("test")
-    os.truncate(descriptor, BEGUN_BYTES + STEP_BYTES)
-    yield descriptor
-    os.close(descriptor)
-
-
-def test_the_last_step_is_read_until_it_is_cleared(memory: int) -> None:
-    assert LoadStep.read(memory) is None
-    for step in (LoadStep("m" * 128, "12", "s", 1000, 512), LoadStep("n", "1")):
-        step.write(memory)
-        assert LoadStep.read(memory) == step
-    clear_step(memory)
-    assert LoadStep.read(memory) is None
-
-
-def test_a_long_signature_is_cut(memory: int) -> None:
-    LoadStep("m" * 256, "1", "\u20ac" * 10_000, 1, 0).write(memory)
-    step = LoadStep.read(memory)
-    assert step is not None
-    assert step.signature == "\u20ac" * 256
-
-
-@pytest.mark.parametrize(
-    "page", [b"", b"\x01", b"\x02\x00{}", b"\x02\x00[]", b"\x03\x00{\xff", b"\xff\xff" + b"x" * 4000, b'\x04\x00"xx"']
-)
-def test_memory_that_the_worker_has_spoilt_shows_no_step(memory: int, page: bytes) -> None:
-    os.truncate(memory, BEGUN_BYTES)
-    os.pwrite(memory, page, BEGUN_BYTES)
-    assert LoadStep.read(memory) is None
-
-
-@pytest.mark.parametrize(
-    ("step", "text"),
-    [
-        (LoadStep("m", "1"), "loading m version 1"),
-        (LoadStep("m", "3", rows=1), "warming up m version 3 with 1 row"),
-        (LoadStep("m", "3", "train", 8, 4), "warming up m version 3 (train) with 8 rows"),
-    ],
-)
-def test_a_step_is_described_for_people(step: LoadStep, text: str) -> None:
-    assert str(step) == text
-
-
-def test_the_status_shows_what_a_worker_is_about_to_do() -> None:
-    from multitower.supervisor.operations.status import _step
-
-    scene = Scene()
-    process = scene.process()
-    assert _step(process, scene.now) == {"step": None, "step_for_s": None}
-    child(process).step = replace(WARM_UP, began_at=scene.now - 5.0)
-    shown = {"step": "warming up m version 1 with 1000 rows", "step_for_s": 5.0}
-    assert _step(process, scene.now) == shown

@@ -44,6 +44,15 @@ def test_each_model_and_each_version_has_its_own_time() -> None:
         assert (timer.step, timer.since) == (step, 9.0 * number)
 
 
+def test_the_start_ends_with_the_assignment_and_does_not_include_the_time_as_a_spare() -> None:
+    timer = LoadTimer()
+    for now in (10.0, 11.0, 14.0):
+        check(timer, now, None, loading=False)
+    for now, step in ((60.0, None), (61.0, M), (70.0, M)):
+        check(timer, now, step)
+    assert timer.start_s == 4.0
+
+
 def test_the_times_of_one_model_are_added_if_another_one_is_read_between_them() -> None:
     timer = LoadTimer()
     check(timer, 0.0, M)

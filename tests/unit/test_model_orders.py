@@ -6,12 +6,14 @@ import contextlib
 import random
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from daemon_scene import DaemonScene, error_of, slots_of
 from fake_workers import child
 
-from multitower.errors import MultitowerError, Reason, Unavailable
+from multitower.errors import MultitowerError, NotFound, Reason, Unavailable
+from multitower.supervisor.operations.orders import MAX_RESTARTS, Orders
 from multitower.supervisor.scheduling.scheduler import StateError
 from multitower.supervisor.workers.slot_state_machine import State
 
@@ -101,6 +103,91 @@ def test_a_failed_slot_recovers_when_its_bad_model_is_unloaded(tmp_path: Path) -
             scene.let_processes_end()
     assert slots_of(daemon.carry_out("unload", "n")) == [0]
     assert (scene.state(), daemon.loads()) == (State.READY, ["m"])
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("ends", ["it reports", "it dies"])
+def test_the_last_model_that_works_is_unloaded_also_beside_broken_ones(tmp_path: Path, fits: bool, ends: str) -> None:
+    daemon = DaemonScene(tmp_path, [("m", "n")], fits=fits)
+    scene = daemon.scene
+    scene.die(scene.process())
+    scene.report(scene.process(), "loading")
+    scene.report(scene.process(), "ready", failed={"n"})
+    scene.tick()
+    assert (daemon.state("m"), daemon.state("n")) == ("ready", "failed")
+    old = scene.process()
+    scene.submit()
+    daemon.give("unload", "m")
+    assert not child(old).told_to_end, "it has something to answer"
+    scene.answer(old)
+    scene.let_processes_end()
+    scene.tick()
+    assert daemon.loads() == ["n"]
+    if ends == "it reports":
+        scene.report(scene.process(), "loading")
+        scene.report(scene.process(), "failed", "n: no weights")
+        scene.tick()
+        scene.let_processes_end()
+        assert scene.state() is State.FAILED
+    else:
+        scene.die(scene.process())
+    assert slots_of(daemon.answers[-1]) == [0]
+    assert (daemon.specs(0), daemon.state("m")) == ([("n", 1)], "unloaded")
+    assert slots_of(daemon.carry_out("load", "m")) == [0]
+    assert daemon.state("m") == "ready"
+
+
+def test_a_model_is_unloaded_from_a_slot_that_serves_none(tmp_path: Path) -> None:
+    daemon = DaemonScene(tmp_path, [("m", "n")])
+    scene = daemon.scene
+    scene.die(scene.process())
+    scene.report(scene.process(), "failed", "m and n: no weights")
+    scene.let_processes_end()
+    assert scene.state() is State.FAILED
+    daemon.give("unload", "m")
+    scene.report(scene.process(), "failed", "n: no weights")
+    scene.tick()
+    assert slots_of(daemon.answers[-1]) == [0]
+    assert (scene.state(), daemon.specs(0), daemon.state("m")) == (State.FAILED, [("n", 1)], "unloaded")
+
+
+def test_new_versions_of_other_models_do_not_restart_a_failed_slot(tmp_path: Path) -> None:
+    daemon = DaemonScene(tmp_path, [("m",), ("n",)])
+    scene = daemon.scene
+    daemon.restart(1)
+    scene.die(scene.process(1))
+    while scene.slot(1).process is not None or scene.state(1) is not State.FAILED:
+        scene.tick(1.0)
+        if scene.slot(1).process is not None:
+            scene.report(scene.process(1), "failed", "n: no weights")
+            scene.let_processes_end()
+    processes = len(scene.launched)
+    ended: list[str | None] = []
+    (spec,) = scene.slot(0).specs
+    daemon.operations.model_orders.serve_versions("m", {spec.version: spec.fingerprint}, ended.append)
+    scene.settle(lambda: bool(ended))
+    assert (ended, scene.state(1), len(scene.launched)) == ([None], State.FAILED, processes)
+    daemon.carry_out("reload")
+    assert scene.state(1) is State.READY
+
+
+def test_an_order_to_restart_a_gateway_that_is_not_configured_is_refused(daemon: DaemonScene) -> None:
+    daemon.operations.orders.restart_gateway(daemon.answers.append)
+    (answer,) = daemon.answers
+    assert isinstance(answer, NotFound)
+    assert (answer.reason, answer.message) == ("slot_unknown", "the configuration has no gateway")
+
+
+def test_orders_to_restart_a_gateway_that_raise_leave_room_for_others(daemon: DaemonScene) -> None:
+    gateway = Mock(pid=7)
+    gateway.restart.side_effect = RuntimeError("a defect")
+    orders = Orders(daemon.operations.context, gateway)
+    for _ in range(MAX_RESTARTS):
+        with pytest.raises(RuntimeError, match="a defect"):
+            orders.restart_gateway(daemon.answers.append)
+    gateway.restart.side_effect = lambda _, done: done(None)
+    orders.restart_gateway(daemon.answers.append)
+    assert daemon.answers == [{"pid": 7}]
 
 
 def test_a_model_that_cannot_be_unloaded_serves_as_before(daemon: DaemonScene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -142,11 +143,28 @@ def test_a_reload_while_one_is_under_way_is_refused_and_follows_it(daemon: Daemo
     assert [dict(spec.parameters) for spec in daemon.scene.slot(1).specs] == [{"version": 3}]
 
 
-def test_a_configuration_that_cannot_be_applied_is_refused(daemon: DaemonScene) -> None:
+def test_a_configuration_that_cannot_be_applied_is_refused(
+    daemon: DaemonScene, caplog: pytest.LogCaptureFixture
+) -> None:
     daemon.configure(more="max_message_size: 1MiB")
     reason, message = error_of(daemon.carry_out("reload"))
     assert reason == Reason.CONFIG_REFUSED
     assert message.endswith("max_message_size cannot change while the daemon runs: restart it")
+    (refused,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert refused.getMessage() == "reload refused: nothing has changed"
+    (cause,) = refused.__dict__["fields"].values()
+    assert cause.endswith("max_message_size cannot change while the daemon runs: restart it")
+    assert "nothing has changed" not in cause, "the message says so"
+
+
+def test_the_log_of_an_order_names_the_slots_and_no_reload(
+    daemon: DaemonScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    daemon.carry_out("unload", "n")
+    (line,) = [record for record in caplog.records if record.getMessage() == "workers replaced"]
+    assert line.__dict__["fields"] == {"why": "unload n", "replaced": [0], "added": [], "removed": []}
+    assert not any("reload" in record.getMessage() for record in caplog.records)
 
 
 def test_a_reload_that_was_read_while_the_daemon_began_to_drain_is_refused(daemon: DaemonScene) -> None:

@@ -117,6 +117,29 @@ def test_short_batches_go_to_the_free_worker_that_was_busy_last(factors: tuple[f
     assert slots == turns
 
 
+@pytest.mark.parametrize(
+    ("factor", "ways", "turns"),
+    [
+        pytest.param(0.1, (0.0004, 0.0006), [0, 0, 0, 0], id="short beside the way"),
+        pytest.param(0.1, (0.0004, 0.0003), [0, 1, 0, 1], id="not short beside the way to one of them"),
+        pytest.param(0.25, (0.002, 0.002), [0, 1, 0, 1], id="not short on any machine"),
+    ],
+)
+def test_what_is_short_depends_on_the_way_to_the_workers(
+    factor: float, ways: tuple[float, float], turns: list[int]
+) -> None:
+    scene = Scene(factor, factor)
+    slots = []
+    for _ in turns:
+        for worker, way in zip(scene.workers, ways, strict=True):
+            worker.overhead_s = way
+        scene.submit(1)
+        ((slot, _),) = scene.dispatch(0.001)
+        slots.append(slot)
+        scene.answer(slot, factor * FIXED_S, factor * FIXED_S)
+    assert slots == turns
+
+
 def test_workers_of_other_models_do_not_count_for_short_batches() -> None:
     scene = Scene(0.05, 0.01)
     add_worker(scene.scheduler, 2, "cpu:1", {"n": Served()}, scene.now)

@@ -12,11 +12,12 @@ import pytest
 from daemon_scene import DaemonScene
 
 from multitower import MultitowerError, wire
+from multitower.errors import Reason
 from multitower.spec import SignatureReport
 from multitower.supervisor.machine.process_limits import ProcessLimits
 from multitower.supervisor.machine.resources import Sampler
 
-QUERIES = sorted(wire.KINDS - {wire.INFER, wire.CANCEL})
+QUERIES = sorted(wire.KINDS - {wire.INFER, wire.CANCEL, wire.METRICS})
 FILE_EVENTS = ("open", "os.listdir", "os.scandir", "import", "subprocess.Popen")
 
 
@@ -102,6 +103,67 @@ def test_the_status_tells_how_each_signature_is_batched(tmp_path: Path, sampler:
         }
         for other in others
     }
+
+
+def test_metadata_has_the_signature_defs_of_the_generation_that_serves(tmp_path: Path, sampler: Sampler) -> None:
+    daemon = daemon_of(tmp_path, sampler)
+    planner, queries = daemon.scene.router.planner, daemon.operations.queries
+    (report,) = planner.catalog.newest.values()
+    for generation, definitions in enumerate(("Zmlyc3Q=", "c2Vjb25k"), 1):
+        planner.add_version(replace(report, signature_defs=definitions), generation=generation)
+        metadata = queries.answer(wire.MODEL_METADATA, {"model_name": "m"}, daemon.scene.now)
+        assert metadata["signature_defs"] == definitions
+    planner.add_version(report, generation=3)  # of another format
+    assert "signature_defs" not in queries.answer(wire.MODEL_METADATA, {"model_name": "m"}, daemon.scene.now)
+
+
+def test_the_status_of_one_model_has_its_versions(tmp_path: Path, sampler: Sampler) -> None:
+    daemon = daemon_of(tmp_path, sampler)
+    planner, queries, now = daemon.scene.router.planner, daemon.operations.queries, daemon.scene.now
+    (report,) = planner.catalog.newest.values()
+    planner.add_version(replace(report, version="12"), newest=False, generation=1)
+    daemon.scene.router.set_labels({"m": {"stable": "12", "canary": "13"}})
+
+    def versions(**header: object) -> list[str | None]:
+        answer = queries.answer(wire.STATUS, {"model_name": "m", **header}, now)
+        assert set(answer) == {"models"}
+        return [row["version"] for row in answer["models"]]
+
+    whole = queries.answer(wire.STATUS, {}, now)
+    assert queries.answer(wire.STATUS, {"model_name": "m"}, now)["models"] == whole["models"]
+    assert versions() == versions(model_version="") == ["1", "12"]
+    assert versions(model_version="012") == versions(parameters={"version_label": "stable"}) == ["12"]
+    for header, reason in (
+        ({"model_name": "other"}, Reason.MODEL_UNKNOWN),
+        ({"model_name": 1}, Reason.MALFORMED),
+        ({"model_name": "m", "model_version": "2"}, Reason.VERSION_UNKNOWN),
+        ({"model_name": "m", "model_version": "one"}, Reason.VERSION_UNKNOWN),
+        ({"model_name": "m", "parameters": {"version_label": "canary"}}, Reason.VERSION_UNKNOWN),
+        ({"model_name": "m", "parameters": {"version_label": "none"}}, Reason.VERSION_UNKNOWN),
+    ):
+        with pytest.raises(MultitowerError) as refused:
+            queries.answer(wire.STATUS, header, now)
+        assert refused.value.reason == reason
+
+
+def test_the_status_of_a_slot_has_the_output_of_its_dead_and_its_present_process(
+    tmp_path: Path, sampler: Sampler
+) -> None:
+    daemon = daemon_of(tmp_path, sampler)
+    scene = daemon.scene
+    dead = scene.process(1)
+    scene.exit(dead)
+    scene.settle()
+    (slot,) = daemon.operations.queries.answer(wire.STATUS, {"slot": 1}, scene.now)["slots"]
+    assert slot["slot"] == 1
+    ended = [(each["pid"], each["ended"]) for each in slot["output"]]
+    assert ended == [(dead.child.pid, "killed by SIGKILL (9)"), (scene.process(1).child.pid, None)]
+    line = {"time": "1970-01-01T00:00:00.000Z", "level": "info", "text": f"output of {dead.child.pid}"}
+    assert slot["output"][0]["lines"] == [line]
+    for wrong in (2, -1, "1", True, None):
+        with pytest.raises(MultitowerError, match="there is no slot") as caught:
+            daemon.operations.queries.answer(wire.STATUS, {"slot": wrong}, scene.now)
+        assert caught.value.reason == Reason.MALFORMED
 
 
 def test_readiness_ends_when_the_daemon_drains(tmp_path: Path, sampler: Sampler) -> None:

@@ -1,14 +1,11 @@
-"""Counts and latencies of the last minute, and the latest events of each kind."""
+"""Counts and latencies of the last minute."""
 
 from __future__ import annotations
-
-import logging
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitower.supervisor.loop.history import KEPT_OF_A_KIND, MAX_CAUSE, EventHistory, EventKind
 from multitower.supervisor.routing.recent import (
     MAX_KEYS,
     OTHER,
@@ -19,8 +16,6 @@ from multitower.supervisor.routing.recent import (
     RecentCounts,
     RefusedRequests,
 )
-
-log = logging.getLogger("multitower.test")
 
 
 def histogram(*seconds: float) -> LatencyHistogram:
@@ -106,8 +101,8 @@ def test_memory_does_not_grow_with_time() -> None:
         counts.tick(float(second))
         made.tick(float(second))
     most = WINDOW_S / STEP_S + 2
-    assert len(counts._copies) <= most
-    assert len(made._copies) <= most
+    assert len(counts._copies._kept) <= most
+    assert len(made._copies._kept) <= most
 
 
 def test_reasons_that_handlers_make_up_do_not_grow_the_memory() -> None:
@@ -127,7 +122,7 @@ def test_an_idle_model_makes_no_copies() -> None:
     made = histogram(0.1)
     for second in range(1000):
         made.tick(float(second))
-    assert len(made._copies) == 1
+    assert len(made._copies._kept) == 1
 
 
 def test_refused_requests_are_counted_by_model_and_in_all() -> None:
@@ -142,40 +137,3 @@ def test_refused_requests_are_counted_by_model_and_in_all() -> None:
     refused.remove_model("m")
     refused.remove_model("unknown")
     assert not refused.of_models
-
-
-# Events.
-
-
-def test_many_events_of_one_kind_displace_no_other_kind() -> None:
-    history = EventHistory()
-    history.note(log, logging.INFO, EventKind.RELOAD, "reloaded")
-    for number in range(10 * KEPT_OF_A_KIND):
-        history.note(log, logging.WARNING, EventKind.DEATH, "worker died", slot=number, cause="killed by SIGSEGV")
-    events = [past.to_json(past.at) for past in history.events()]
-    assert [each["kind"] for each in events] == ["reload", *["death"] * KEPT_OF_A_KIND]
-    assert events[-1]["slot"] == 10 * KEPT_OF_A_KIND - 1
-
-
-def test_an_event_is_kept_whatever_level_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    log.setLevel(logging.CRITICAL)
-    try:
-        history = EventHistory()
-        history.note(log, logging.WARNING, EventKind.DEATH, "worker died", slot=0)
-    finally:
-        log.setLevel(logging.NOTSET)
-    assert not caplog.records
-    assert len(history.events()) == 1
-
-
-def test_an_event_has_its_time_its_age_and_a_cause_of_bounded_length() -> None:
-    history = EventHistory()
-    history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, "model cannot load", model="m", cause="x" * 10_000)
-    (past,) = history.events()
-    shown = past.to_json(past.at + 12.5)
-    assert shown["age_s"] == 12.5
-    assert shown["level"] == "error"
-    assert shown["time"].endswith("Z")
-    assert shown["model"] == "m"
-    assert len(shown["cause"]) == MAX_CAUSE
-    assert "version" not in shown, "what is not known is left out"

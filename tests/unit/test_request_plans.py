@@ -223,6 +223,15 @@ def test_the_cache_is_bounded_and_discards_the_least_recently_used(
     assert admitted.plan(header(2)) is not second
 
 
+def test_repeating_a_header_keeps_its_plan_longest(admitted: RequestPlanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_plans, "MAX_CACHED_ENTRIES", 2)
+    one, two = admitted.plan(header(1)), admitted.plan(header(2))
+    assert [admitted.plan(header(rows)) for rows in (1, 1, 1)] == [one, one, one]
+    admitted.plan(header(3))
+    assert admitted.plan(header(1)) is one
+    assert admitted.plan(header(2)) is not two
+
+
 def test_the_largest_headers_are_cached_for_many_numbers_of_rows(admitted: RequestPlanner) -> None:
     headers = [header(rows)[:-1].ljust(wire.MAX_HEADER_BYTES - 1) + b"}" for rows in range(1, 33)]
     plans = [admitted.plan(each) for each in headers]

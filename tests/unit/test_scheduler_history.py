@@ -135,7 +135,7 @@ class History(RuleBasedStateMachine):
         for worker in self.scheduler.add_process(self.slots, f"cpu:{self.slots % 2}", of_each, self.now):
             # Histories are short: some workers are measured from the start, as if they had answered before.
             for key in KEYS * MIN_MEASURED if seconds else ():
-                worker.estimates.add(key.id, 1, seconds)
+                worker.estimates.add(key, 1, seconds, self.now)
         self.slots += 1
         self.collect()
 
@@ -276,7 +276,8 @@ class History(RuleBasedStateMachine):
     # Invariants.
 
     def collect(self) -> None:
-        for request, answer in self.scheduler.pop_replies():
+        for reply in self.scheduler.pop_replies():
+            request, answer = reply.request, reply.answer
             number = int.from_bytes(request.id, "big")
             assert self.accepted[number] is request, "only whole requests are answered"
             assert number not in self.answers, "answered twice"
@@ -331,7 +332,8 @@ class History(RuleBasedStateMachine):
                 answers: list[Any] = [make(Reason.MODEL_ERROR, "the end") for _ in batch.requests]
                 self.scheduler.finish(batch.worker, batch.id, answers, self.now)
             self.scheduler.expire(self.now)
-            for request, answer in self.scheduler.pop_replies():
+            for reply in self.scheduler.pop_replies():
+                request, answer = reply.request, reply.answer
                 number = int.from_bytes(request.id, "big")
                 assert number not in self.answers
                 self.answers[number] = answer

@@ -183,7 +183,8 @@ def test_a_part_answered_before_a_death_counts_no_death() -> None:
     worker = scene.worker(generation=2)
     for _ in range(3):
         scene.answer(scene.dispatch()[worker])
-    ((request, answer),) = scene.scheduler.pop_replies()
+    (reply,) = scene.scheduler.pop_replies()
+    request, answer = reply.request, reply.answer
     assert request is whole
     assert isinstance(answer, list)
 
@@ -210,14 +211,16 @@ def test_answers_that_cannot_be_joined_cost_their_request_only(
     for _ in range(2):
         batch = scene.dispatch()[worker]
         scene.scheduler.finish(worker, batch.id, [frames], 0.0)
-    ((request, answer),) = scene.scheduler.pop_replies()
+    (reply,) = scene.scheduler.pop_replies()
+    request, answer = reply.request, reply.answer
     assert request is whole
     assert isinstance(answer, MultitowerError)
     assert answer.reason == Reason.INTERNAL_ERROR
     assert "Traceback" in caplog.text
     other = scene.submit(rows=1)
     scene.answer(scene.dispatch()[worker])
-    ((request, answer),) = scene.scheduler.pop_replies()
+    (reply,) = scene.scheduler.pop_replies()
+    request, answer = reply.request, reply.answer
     assert request is other
     assert isinstance(answer, list)
 

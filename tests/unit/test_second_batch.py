@@ -87,7 +87,8 @@ def test_only_the_executed_request_is_quarantined(recorded: str) -> None:
     assert scene.dispatch(FIXED_S - LOOP_DELAY_S / 2) == [(0, 1)]
     (worker,) = scene.workers
     scene.scheduler.remove_process(worker, scene.now, crashed=True, begun=begun(worker, recorded))
-    ((request, answer),) = scene.scheduler.pop_replies()
+    (reply,) = scene.scheduler.pop_replies()
+    request, answer = reply.request, reply.answer
     assert request is requests[recorded == SECOND]
     assert isinstance(answer, MultitowerError)
     assert answer.reason is Reason.WORKER_DIED
@@ -180,7 +181,7 @@ def beside(scene: Scene) -> None:
         known = worker.estimates.find(KEY.id)
         assert known is not None
         for rows in range(1, LARGEST + 1):
-            worker.estimates.add(OTHER.id, rows, known.seconds(rows))
+            worker.estimates.add(OTHER, rows, known.seconds(rows), scene.now)
 
 
 @pytest.mark.parametrize("what", ["another model", "a suspect"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -13,12 +15,13 @@ from click.testing import CliRunner
 
 from multitower.cli.commands import multitower
 from multitower.errors import Reason, Unavailable
-from multitower.supervisor.config.config import load
-from multitower.supervisor.machine.devices import Device
+from multitower.supervisor.config.loading import load
+from multitower.supervisor.machine.devices import NONE_REPORTED, Device, Discovery, MissingDevicesError
 from multitower.supervisor.machine.gpu_sampler import UNKNOWN, GpuUsage
 from multitower.supervisor.machine.placement import place_workers_on
 from multitower.tools.selftest import MIB, daemon_checks, probe
 from multitower.tools.selftest.cuda_driver import CudaDevice, CudaError
+from multitower.tools.selftest.daemon_checks import Leftovers
 from multitower.tools.selftest.device_checks import DeviceChecks
 from multitower.tools.selftest.memory_readings import Reading, memory_left, reading, tolerance
 from multitower.tools.selftest.occupancy import find_mps
@@ -304,6 +307,17 @@ def test_targets_have_short_names() -> None:
     assert [target.label for target in targets] == ["cpu:0+cpu:1", "cpu:2"]
 
 
+@pytest.mark.parametrize("problem", ["", "NVIDIA's driver is not installed"])
+def test_without_a_gpu_it_says_so_and_how_to_test_cpus(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multitower.tools.selftest.targets.discover", lambda: Discovery((), problem=problem))
+    with pytest.raises(MissingDevicesError) as raised:
+        find_targets("all")
+    cause = problem or NONE_REPORTED
+    assert (
+        str(raised.value) == f"no GPU found: {cause}; to test CPU devices: multitower selftest --devices '{{cpu: 2}}'"
+    )
+
+
 def test_each_worker_of_the_private_daemon_has_a_probe_of_its_own(tmp_path: Path) -> None:
     groups = (
         (gpu("GPU-a1", 0), gpu("GPU-b2", 1)),
@@ -335,3 +349,41 @@ def test_wrong_options_are_named_before_anything_starts(arguments: list[str], me
     done = CliRunner().invoke(multitower, ["selftest", *arguments])
     assert done.exit_code == 2
     assert message in done.output
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "outcome"),
+    [
+        (2, [], "is free; the daemon and a worker held it before"),
+        (1, [], "is free; the daemon, but no worker, held it before"),
+        (2, [77], "processes [77] hold the memory of a client that has ended"),
+        (0, [], "neither the daemon nor a worker held the shared memory"),
+    ],
+)
+def test_the_check_of_regions_tells_who_held_them_and_who_still_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: list[int], outcome: str
+) -> None:
+    session: Any = SimpleNamespace(wait=lambda condition, _: condition())
+    with closing(Leftovers([], tmp_path, MIB)) as leftovers:
+        monkeypatch.setattr(leftovers, "_region_holders", before)
+        monkeypatch.setattr(leftovers, "_holders", lambda: after)
+        try:
+            found = leftovers.check_regions(session)
+        except (CheckFailed, CheckSkipped) as error:
+            found = str(error)
+    assert outcome in found
+
+
+def test_children_that_were_there_before_the_daemon_are_not_left_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_checks, "LEFT_S", 0.1)
+    child = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with (
+        subprocess.Popen(child, stdin=subprocess.PIPE),
+        closing(Leftovers([], tmp_path, MIB)) as leftovers,
+        subprocess.Popen(child, stdin=subprocess.PIPE) as later,
+    ):
+        leftovers.note_processes()
+        with pytest.raises(CheckFailed, match=rf"^processes are left: {later.pid} \([^,]*\)$"):
+            leftovers.check_processes([])

@@ -21,6 +21,7 @@ from fake_settings import made
 from fake_workers import Scene
 
 from multitower.supervisor.config.config import Config
+from multitower.supervisor.gateway.run import GatewayState
 from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
 from multitower.supervisor.operations.readiness import Readiness
 from multitower.supervisor.operations.service_manager import ANNOUNCE_S, RETRY_S, Announcer, ServiceManager
@@ -306,6 +307,25 @@ def test_a_first_model_that_serves_is_enough_to_announce_readiness(
     announcer = announcer_of(service_manager, Lifecycle(LifecycleState.RUNNING), slots)
     announcer.tick(0.0)
     assert manager.waiting() == [{"READY": "1", "STATUS": "0/4 slots ready"}]
+
+
+@pytest.mark.parametrize("models_first", [True, False])
+def test_ready_lines_wait_for_the_models_and_the_gateway(
+    models_first: bool, service_manager: ServiceManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    slots, gateway = Slots(), SimpleNamespace(state=GatewayState.STARTING)
+    lifecycle = Lifecycle(LifecycleState.RUNNING)
+    announcer = Announcer(lifecycle, cast(Any, slots), service_manager, 0.0, cast(Any, gateway), ["one", "two"])
+    with caplog.at_level(logging.INFO, logger="multitower.daemon"):
+        for now, is_first in enumerate((True, False)):
+            if is_first is models_first:
+                slots.ready = True
+            else:
+                gateway.state = GatewayState.READY
+            assert "one" not in caplog.messages
+            announcer.tick(float(now))
+        announcer.tick(2.0)
+    assert [message for message in caplog.messages if message != "daemon ready"] == ["one", "two"]
 
 
 def test_that_every_slot_has_failed_is_logged_once_each_time(

@@ -9,7 +9,7 @@ import pytest
 from version_folders import version
 
 from multitower.spec import ModelSpec
-from multitower.supervisor.config import config
+from multitower.supervisor.config.loading import load
 from multitower.supervisor.scheduling.pool import Rule
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.settings import Settings, build_settings
@@ -18,7 +18,7 @@ from multitower.supervisor.settings import Settings, build_settings
 def settings_of(tmp_path: Path, text: str) -> Settings:
     path = tmp_path / "config.yaml"
     path.write_text("devices: {cpu: 1}\n" + text)
-    return build_settings(config.load(path, environment={}))
+    return build_settings(load(path, environment={}))
 
 
 def test_the_queue_limits_contain_the_allowed_batch_sizes(tmp_path: Path) -> None:

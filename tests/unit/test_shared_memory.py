@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from descriptors import leaving_no_descriptor, open_descriptors
 from growth import growth
 from memfds import in_shared_memory
 
@@ -105,17 +106,17 @@ def test_memory_is_bounded_and_unused_regions_are_released_for_others(monkeypatc
 def test_regions_that_a_burst_needed_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(shared_memory.time, "monotonic", lambda: now)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     arena = Arena()
     held = [allocated(arena, 1 << 20) for _ in range(100)]
-    burst = len(os.listdir("/proc/self/fd")) - before
-    assert burst >= 2 * 4, "a descriptor of the segment, and its mapping's"
+    burst = open_descriptors() - before
+    assert len(burst) >= 2 * 4, "a descriptor of the segment, and its mapping's"
     first = where(held[0])
     held.clear()
     for _ in range(2 * int(shared_memory.UNUSED_S)):
         now += 1
         assert where(allocated(arena, 1 << 20))[0] == first[0], "what is used is kept"
-    assert len(os.listdir("/proc/self/fd")) - before == 2
+    assert len(open_descriptors() - before) == 2
 
 
 def test_areas_are_little_larger_than_requested() -> None:
@@ -154,26 +155,24 @@ def test_a_region_that_cannot_be_created_leaves_no_descriptor(monkeypatch: pytes
     def refuse(*_: Any) -> int:
         raise OSError(1, "Operation not permitted")
 
-    before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(fcntl, "fcntl", refuse)
-    assert Arena().allocate(1000) is None
-    assert len(os.listdir("/proc/self/fd")) == before
+    with leaving_no_descriptor():
+        assert Arena().allocate(1000) is None
 
 
 def test_all_memory_is_released_with_the_last_array() -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    arena = Arena()
-    array = arena.empty((1000, 100), np.float64)
-    assert array is not None
-    array[:] = 7
-    row = array[5]
-    del arena, array
-    gc.collect()
-    assert (row == 7).all()
-    assert len(os.listdir("/proc/self/fd")) > before
-    del row
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    with leaving_no_descriptor() as before:
+        arena = Arena()
+        array = arena.empty((1000, 100), np.float64)
+        assert array is not None
+        array[:] = 7
+        row = array[5]
+        del arena, array
+        gc.collect()
+        assert (row == 7).all()
+        assert open_descriptors() - before
+        del row
+        gc.collect()
     assert not re.search("/memfd:multitower", Path("/proc/self/maps").read_text())
 
 

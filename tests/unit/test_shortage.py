@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 
 import pytest
-import zmq
 from fake_workers import Scene, child, spec
 
-from multitower.supervisor.workers.replacer import START_S
+from multitower.supervisor.workers.planned_replacement import START_S
 from multitower.supervisor.workers.shortage import MAX_RETRY_S, SpawnError, calling, failure_of
 from multitower.supervisor.workers.slot_state_machine import State
 
@@ -123,28 +122,26 @@ def test_a_replacement_that_gets_no_resources_is_given_up_with_the_cause() -> No
 
 
 @pytest.mark.parametrize(
-    ("error", "passing"),
+    ("error", "temporary"),
     [
         (OSError(errno.EMFILE, "Too many open files"), True),
         (OSError(errno.ENFILE, "Too many open files in system"), True),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), True),
-        (zmq.ZMQError(errno.EMFILE), True),
         (MemoryError(), True),
         (OSError(errno.ENOENT, "No such file or directory"), False),
         (PermissionError(errno.EPERM, "Operation not permitted"), False),
     ],
 )
-def test_what_may_pass_is_told_from_what_will_not(error: Exception, passing: bool) -> None:
-    assert failure_of(error).passing is passing
+def test_what_may_pass_is_told_from_what_will_not(error: Exception, temporary: bool) -> None:
+    assert failure_of(error).temporary is temporary
 
 
 def test_the_cause_names_the_call() -> None:
-    for error in (OSError(errno.EMFILE, "Too many open files"), zmq.ZMQError(errno.EMFILE)):
-        with pytest.raises(SpawnError) as raised, calling("memfd_create"):
-            raise error
-        failure = failure_of(raised.value)
-        assert failure.cause == "no process could be started: memfd_create: Too many open files"
-        assert failure.passing
-        assert failure.check is not None
-        assert "LimitNOFILE" in failure.check
+    with pytest.raises(SpawnError) as raised, calling("memfd_create"):
+        raise OSError(errno.EMFILE, "Too many open files")
+    failure = failure_of(raised.value)
+    assert failure.cause == "no process could be started: memfd_create: Too many open files"
+    assert failure.temporary
+    assert failure.check is not None
+    assert "LimitNOFILE" in failure.check

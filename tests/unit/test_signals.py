@@ -6,7 +6,12 @@ import os
 import select
 import signal
 from contextlib import closing
+from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from multitower.cli.serve import serve
 from multitower.supervisor.loop.signals import SignalInbox
 
 USER = (signal.SIGUSR1, signal.SIGUSR2)
@@ -40,3 +45,15 @@ def test_closing_restores_the_former_handlers() -> None:
     inbox.close()
     assert [signal.getsignal(number) for number in USER] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_sigusr1_is_ignored_before_and_after_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multitower.process_title.set_title", lambda _: None)
+    former = signal.getsignal(signal.SIGUSR1)
+    try:
+        assert CliRunner().invoke(serve, [str(tmp_path / "missing.yaml")]).exit_code
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        SignalInbox(USER).close()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, former)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from daemon_scene import DaemonScene
 from fake_workers import child
 
 from multitower.load_step import LoadStep
+from multitower.supervisor.routing.connections import Connections
+from multitower.supervisor.routing.endpoints import Endpoints
+from multitower.supervisor.routing.unread import UnreadReplies
 
 CAUSE = "killed by SIGKILL"
 
@@ -29,6 +33,13 @@ def report(daemon: DaemonScene) -> dict[str, Any]:
 
 def events(daemon: DaemonScene, kind: str) -> list[dict[str, Any]]:
     return [each for each in report(daemon)["daemon"]["events"] if each["kind"] == kind]
+
+
+def test_the_start_of_the_daemon_stays_the_same_while_it_runs(daemon: DaemonScene) -> None:
+    began = report(daemon)["daemon"]["started"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", began)
+    daemon.scene.tick(7.0)
+    assert report(daemon)["daemon"]["started"] == began
 
 
 def test_why_a_version_is_refused_and_not_served_is_told_once(daemon: DaemonScene) -> None:
@@ -163,3 +174,18 @@ def test_a_reload_that_ends_early_has_failed_with_its_cause(daemon: DaemonScene)
 def test_an_order_to_unload_a_model_is_an_event(daemon: DaemonScene) -> None:
     daemon.carry_out("unload", "m")
     assert [(each["message"], each["model"]) for each in events(daemon, "model")] == [("model unloaded", "m")]
+
+
+@pytest.mark.parametrize("for_gateway", [True, False], ids=["with a gateway", "without"])
+def test_replies_that_were_dropped_count_on_each_socket_of_clients(
+    daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch, for_gateway: bool
+) -> None:
+    limits = (1 << 20, UnreadReplies(), 0, Connections(100))
+    with closing(Endpoints(["tcp://127.0.0.1:*"], None, *limits, for_gateway=for_gateway)) as endpoints:
+        monkeypatch.setattr(daemon.operations.status, "_endpoints", endpoints)
+        monkeypatch.setattr(daemon.scene.router, "fronts", endpoints.fronts)
+        assert report(daemon)["daemon"]["replies_dropped"] == 0
+        endpoints.fronts[0].dropped = 3
+        if endpoints.gateway is not None:
+            endpoints.gateway.dropped = 4
+        assert report(daemon)["daemon"]["replies_dropped"] == (7 if for_gateway else 3)

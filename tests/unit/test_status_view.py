@@ -13,7 +13,6 @@ from status_example import GPUS, STATUS
 
 from multitower.cli.layout import GAP, Cell, Column, Span, lay_out, render, width_of, wrap
 from multitower.cli.status_view import status_lines
-from multitower.cli.tables import duration_text
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 WIDTHS = (60, 80, 120)
@@ -200,14 +199,6 @@ def test_a_quiet_daemon_says_that_nothing_failed() -> None:
     assert "no request failed or was refused in the last minute" in text(80, status)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0.4, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7199.0, "120 min"), (7200.0, "2 h"), (172_800.0, "2 d")],
-)
-def test_durations_are_short(seconds: float, shown: str) -> None:
-    assert duration_text(seconds) == shown
-
-
 def test_a_percentile_is_headed_with_what_it_measures_at_every_width() -> None:
     for width in (None, *range(44, 260)):
         for line in text(width).splitlines():
@@ -225,3 +216,30 @@ def test_problems_and_events_stand_before_the_models_if_the_end_may_be_cut() -> 
     assert sorted(plain.splitlines()) == sorted(watched.splitlines())
     assert plain.index("latest events") > plain.index("Latency p50")
     assert watched.index("failed and refused") < watched.index("latest events") < watched.index("Latency p50")
+
+
+GATEWAY = {
+    "state": "backoff",
+    "state_for_s": 3.2,
+    "cause": "exited with code 7",
+    "pid": None,
+    "http": ["127.0.0.1:8000", "unix:/run/multitower/http.sock"],
+    "grpc": [],
+    "connections": 0,
+    "outstanding": 0,
+    "requests": 1_204_311,
+    "errors": 12,
+    "restarts": 3,
+    "last_death_age_s": 3.2,
+}
+
+
+@pytest.mark.parametrize("width", [None, 200, 80, 40])
+def test_the_gateway_has_a_row(width: int | None) -> None:
+    status = {**STATUS, "daemon": {**STATUS["daemon"], "gateway": GATEWAY}}
+    text = "\n".join(render(status_lines(status, width), colour=False))
+    section = text.partition("Gateway")[2].partition("\n\n")[0]
+    for shown in ("backoff", "127.0.0.1:8000", "unix:/run/multitower/http.sock", "1,204,311", "exited with code 7"):
+        assert shown in section
+    assert "gRPC" not in section, "nothing is served there"
+    assert width is None or all(len(line) <= width for line in text.splitlines())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import zmq
 from scheduler_scene import LARGEST, Scene, add_worker
 
 from multitower import batch_results, wire, worker_wire
@@ -335,7 +335,7 @@ def test_answers_reach_their_tower_in_any_order() -> None:
 
 @pytest.mark.parametrize(
     ("failure", "broken"),
-    [(zmq.ZMQError(zmq.ENOTSOCK), True), (MemoryError(), True), (BufferError(), False)],
+    [(OSError(errno.ENOTCONN, "not connected"), True), (MemoryError(), True), (BufferError(), False)],
     ids=["a broken socket", "no memory", "a frame that cannot be sent"],
 )
 def test_a_worker_whose_socket_fails_is_reported_as_broken(failure: Exception, broken: bool) -> None:

@@ -122,7 +122,17 @@ def test_sizes_are_formatted_in_the_largest_unit_that_divides_them(size: int, te
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0ms"), (0.0003, "0.3ms"), (0.5, "500ms"), (1, "1s"), (90.5, "90.5s")]
+    ("seconds", "text"),
+    [
+        (0, "0ms"),
+        (0.0003, "0.3ms"),
+        (0.5, "500ms"),
+        (1, "1s"),
+        (60, "60s"),
+        (90.5, "90.5s"),
+        (1800, "30m"),
+        (86400, "24h"),
+    ],
 )
 def test_durations_are_formatted_without_superfluous_digits(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

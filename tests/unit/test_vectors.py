@@ -166,7 +166,7 @@ def daemon() -> Router:
         started=0.0,
     )
     queries = Queries(readiness, status, router, settings, model["max_message_size"])
-    router.open([], queries.answer)
+    router.open([], queries.answer, lambda _, done: done([b'{"content_type":"text/plain"}', b"text"]))
     inputs, outputs = (
         tuple(TensorReport(name=t["name"], datatype=t["datatype"], shape=tuple(t["shape"])) for t in model[side])
         for side in ("inputs", "outputs")
@@ -200,6 +200,8 @@ def test_the_daemon_accepts_the_requests_of_the_vectors(vector: dict[str, Any]) 
         assert [tensor.name for tensor in parsed.inputs] == [entry["name"] for entry in header["inputs"]]
         assert list(parsed.outputs or ()) == [entry["name"] for entry in header.get("outputs", [])]
         assert parsed.timeout_us == header.get("parameters", {}).get("timeout")
+    elif frames[1] == wire.METRICS:
+        assert front.replies == [(wire.OK, b"7", [b'{"content_type":"text/plain"}', b"text"])]
     elif frames[1] == wire.CANCEL:
         assert front.replies == [(wire.OK, b"7", [b'{"cancelled":0}'])]
     else:

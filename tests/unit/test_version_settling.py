@@ -275,3 +275,12 @@ def as_another_user() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+@pytest.mark.parametrize(("fingerprint", "left"), [("b", set()), ("a", {"2"})])
+def test_a_refusal_ends_when_a_later_try_with_the_same_files_succeeds(fingerprint: str, left: set[str]) -> None:
+    settling = VersionSettling()
+    settling.record_scan({"2": "b"}, 0.0)
+    settling.refuse("2", "b", "it has ended a worker")
+    settling.accept("2", fingerprint)
+    assert settling.refused.keys() == left

@@ -12,64 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_model import BAD, KEY, Scripted, picky, run, square
 
-from multitower import wire
-from multitower.errors import InvalidRequest, MultitowerError, Reason
-from multitower.spec import TensorReport
-from multitower.worker import model_errors
+from multitower.errors import MultitowerError
 from multitower.worker.executor import Executor
 from multitower.worker.formats.model import Arrays
 from multitower.worker_wire import KeySpec
-
-KEY = KeySpec("m", (("x", "INT64", ()),), None, True)
-BAD = -1
-
-
-class Scripted:
-    """A model that is one function; it records the rows of each call."""
-
-    platform = "python"
-    volatile = True
-    version = "1"
-    inputs = None
-
-    def __init__(self, function: Callable[[np.ndarray], Arrays], outputs: tuple[TensorReport, ...] | None = None):
-        self._function = function
-        self.outputs = outputs
-        self.calls: list[list[int]] = []
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        self.calls.append(inputs["x"].tolist())
-        return self._function(inputs["x"])
-
-    def close(self) -> None:
-        pass
-
-
-def square(x: np.ndarray) -> Arrays:
-    return {"y": x * x}
-
-
-def picky(x: np.ndarray) -> Arrays:
-    if (x == BAD).any():
-        raise ValueError(f"{BAD} among {len(x)}")
-    return square(x)
-
-
-def run(executor: Executor, *entries: Sequence[int], key: KeySpec = KEY) -> list[Any]:
-    """The answer to each entry: its `y`, or the reason of its error."""
-    frames = [np.array(entry, np.int64).tobytes() for entry in entries]
-    answers, timing = executor.run(executor.prepare(key, [len(entry) for entry in entries], frames))
-    assert min(timing.assemble_ns, timing.compute_ns, timing.slice_ns) >= 0
-    read = []
-    for answer in answers:
-        if isinstance(answer, MultitowerError):
-            wire.dump_json(answer.to_wire())
-            read.append(answer.reason)
-            continue
-        (described,) = json.loads(answer[0])["outputs"]
-        read.append(np.frombuffer(answer[1], np.int64).reshape(described["shape"]).tolist())
-    return read
 
 
 def test_a_batch_is_one_call_and_each_entry_gets_its_rows() -> None:
@@ -300,71 +248,6 @@ def test_an_unbatched_key_runs_as_it_is() -> None:
     answers, _ = executor.run(executor.prepare(key, [1], [np.array([1, 2]).tobytes()]))
     assert json.loads(answers[0][0])["outputs"] == [{"name": "y", "datatype": "INT64", "shape": []}]
     assert model.calls == [[1, 2]]
-
-
-def test_a_malformed_entry_is_refused_and_the_others_run() -> None:
-    model = Scripted(square)
-    executor = Executor("m", model, (), proven=True)
-    frames = [np.array([2]).tobytes(), b"short", np.array([3]).tobytes()]
-    answers, _ = executor.run(executor.prepare(KEY, [1, 1, 1], frames))
-    assert isinstance(answers[1], InvalidRequest)
-    assert answers[1].reason == "size_mismatch"
-    assert model.calls == [[2, 3]]
-
-
-class Unspeakable(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("no words")
-
-
-def refusal() -> MultitowerError:
-    return InvalidRequest(Reason.SHAPE_INVALID, "too small", {"field": "x"})
-
-
-@pytest.mark.parametrize(
-    ("error", "reason", "message"),
-    [
-        (ValueError("wrong"), "model_error", "'m' raised ValueError: wrong"),
-        (OSError(2, "none", "/a\udcff"), "model_error", r"'m' raised FileNotFoundError: [Errno 2] none: '/a\udcff'"),
-        (Unspeakable(), "model_error", "'m' raised Unspeakable: (its message cannot be shown)"),
-        (KeyError("k" * 5000), "model_error", "'m' raised KeyError: '" + "k" * 1999 + " ..."),
-        (refusal(), "shape_invalid", "too small"),
-        (InvalidRequest(Reason.SHAPE_INVALID, "bad \ud800", {"n": object()}), "shape_invalid", r"bad \ud800"),
-        (
-            MultitowerError(Reason.QUEUE_FULL, "of another daemon"),
-            "model_error",
-            "'m' raised MultitowerError: RESOURCE_EXHAUSTED/queue_full: of another daemon",
-        ),
-    ],
-)
-def test_an_exception_of_the_model_becomes_an_error(error: Exception, reason: str, message: str) -> None:
-    def fail(x: np.ndarray) -> Arrays:
-        raise error
-
-    executor = Executor("m", Scripted(fail), ())
-    answers, _ = executor.run(executor.prepare(KEY, [1], [bytes(8)]))
-    body = json.loads(wire.dump_json(answers[0].to_wire()))["error"]  # type: ignore[union-attr]
-    assert (body["reason"], body["message"]) == (reason, message)
-
-
-def test_a_handlers_own_refusal_keeps_its_details() -> None:
-    def fail(x: np.ndarray) -> Arrays:
-        raise refusal()
-
-    executor = Executor("m", Scripted(fail), ())
-    answers, _ = executor.run(executor.prepare(KEY, [1], [bytes(8)]))
-    assert answers[0].details == {"field": "x"}  # type: ignore[union-attr]
-
-
-def test_exceptions_of_one_kind_are_logged_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model_errors, "_exception_logs", {})
-    executor = Executor("m", Scripted(picky), ())
-    for _ in range(50):
-        run(executor, [BAD])
-    (record,) = caplog.records
-    assert "picky" in getattr(record, "fields", {})["traceback"]
 
 
 # Inputs of varying length.

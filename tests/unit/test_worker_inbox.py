@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq
+from new_threads import NewThreads
 
 from multitower import batch_results, frames, worker_wire
 from multitower.worker import inbox, service
 from multitower.worker.batch import PreparedBatch
+from multitower.worker.bound_socket import BoundSocket
 from multitower.worker.executor import Executor
 from multitower.worker.formats.model import Arrays
 from multitower.worker_wire import KeySpec
@@ -73,7 +76,7 @@ class Watched(Executor):
 class Scene:
     """The loop of a worker in a thread, and the supervisor's end of its connection."""
 
-    def __init__(self, end: zmq.Socket[bytes], worker: zmq.Socket[bytes], before: Callable[[int], object]) -> None:
+    def __init__(self, end: zmq.Socket[bytes], worker: BoundSocket, before: Callable[[int], object]) -> None:
         self.end = end
         self.begun: list[int] = []
         self.model = Squares(before)
@@ -97,11 +100,15 @@ class Scene:
 
 @contextmanager
 def scene(before: Callable[[int], object]) -> Iterator[Scene]:
-    with zmq.Context() as context, context.socket(zmq.PAIR) as worker, context.socket(zmq.PAIR) as end:
-        worker.bind("inproc://worker")
-        end.connect("inproc://worker")
-        made = Scene(end, worker, before)
-        yield made
+    with (
+        tempfile.TemporaryDirectory(prefix="mt-") as folder,
+        closing(BoundSocket(f"{folder}/worker")) as worker,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as end,
+    ):
+        end.connect(f"ipc://{folder}/worker")
+        worker.wait_for_peer()
+        yield Scene(end, worker, before)
 
 
 @pytest.fixture
@@ -111,6 +118,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("always")
 def test_a_batch_is_prepared_while_the_one_before_it_computes() -> None:
+    threads = NewThreads()
     seen: list[list[int]] = []
 
     def before(number: int) -> None:
@@ -127,7 +135,7 @@ def test_a_batch_is_prepared_while_the_one_before_it_computes() -> None:
     # A waiting batch has not begun, so it would not be blamed for a crash.
     assert seen == [list(range(1, number + 1)) for number in range(1, 5)]
     assert len(made.model.threads) == 1
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert threads.named("prefetch") == []
 
 
 def test_answers_keep_their_order_while_threads_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,17 +158,19 @@ def test_answers_keep_their_order_while_threads_alternate(monkeypatch: pytest.Mo
 
 
 def test_short_batches_are_handled_by_one_thread() -> None:
+    threads = NewThreads()
     with scene(lambda _: None) as made:
         for number in range(1, 51):
             made.send(number, [number])
             made.receive()
-        assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+        assert threads.named("prefetch") == []
         made.stop()
         made.loop.result(BOUND_S)
 
 
 @pytest.mark.usefixtures("always")
 def test_an_exit_ends_both_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = NewThreads()
     run = Executor.run
 
     def exit_at_the_third(executor: Executor, prepared: PreparedBatch) -> Any:
@@ -174,7 +184,7 @@ def test_an_exit_ends_both_threads(monkeypatch: pytest.MonkeyPatch) -> None:
             made.send(number, [number])
         assert isinstance(ended := made.loop.exception(BOUND_S), SystemExit)
         assert ended.code == 7
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert threads.named("prefetch") == []
 
 
 @pytest.mark.usefixtures("always")
@@ -189,7 +199,7 @@ def test_an_unreadable_message_ends_the_loop_from_either_thread() -> None:
 @pytest.mark.parametrize("worth_ns", [0, 1 << 62], ids=["ahead", "in turn"])
 def test_unused_mappings_are_dropped_while_no_message_comes(worth_ns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "MIN_OVERLAP_NS", worth_ns)
-    monkeypatch.setattr(inbox, "IDLE_MS", 10)
+    monkeypatch.setattr(inbox, "IDLE_S", 0.01)
     looked = threading.Semaphore(0)
     monkeypatch.setattr(service._Service, "release_unused", lambda _: looked.release())
     with scene(lambda _: None) as made:

@@ -29,6 +29,7 @@ class Signature:
     inputs = (ROWS, FACTOR)
     outputs = (TensorReport(name="y", datatype="FP32", shape=(-1, 3)),)
     defaults: Mapping[str, Array] = {"factor": np.float32(1)}
+    signature_definitions = b""
     other_signatures: Mapping[str, Any] = {}
 
     def __init__(self, function: Callable[[Any], Any] = np.tanh) -> None:

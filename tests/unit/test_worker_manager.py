@@ -8,6 +8,7 @@ import pytest
 from fake_workers import Scene, child
 
 from multitower.supervisor.workers.exit_cause import Fault, Verdict
+from multitower.supervisor.workers.process_watcher import SocketClosed
 from multitower.supervisor.workers.replacement_queue import RETRY_S
 from multitower.supervisor.workers.slot_state_machine import State
 
@@ -16,7 +17,6 @@ def test_a_dead_worker_gets_no_batch_before_it_is_released() -> None:
     """Otherwise a request would count a death that it did not cause; with `retry: 0` it would fail."""
     scene = Scene(retry=0)
     dead = scene.serve(scene.process())
-    child(dead).disconnected = False  # a child of it holds its connection open
     scene.exit(dead)
     scene.submit()
     assert scene.running == {}
@@ -25,6 +25,21 @@ def test_a_dead_worker_gets_no_batch_before_it_is_released() -> None:
     scene.settle()
     (answer,) = scene.replies()
     assert isinstance(answer, list)
+
+
+def test_a_worker_that_has_closed_its_socket_gets_no_batch() -> None:
+    scene = Scene(slots=2)
+    first, second = (scene.serve(scene.process(slot)) for slot in range(2))
+    scene.watcher.events.append(SocketClosed(first))
+    scene.tick()
+    for _ in range(3):
+        scene.submit()
+    assert second.route is not None
+    assert list(scene.running) == [second.route.worker]
+    scene.exit(first)
+    scene.watcher.events.append(SocketClosed(first))  # one that is found while it is released
+    scene.settle()
+    assert len(scene.replies()) == 3
 
 
 def test_an_operators_restart_brings_back_spares_that_died_too_often() -> None:
@@ -106,7 +121,6 @@ def test_a_dead_process_does_not_serve_although_its_report_is_read_later() -> No
     scene = Scene(retry=0)
     process = scene.process()
     scene.report(process, "loading")
-    child(process).disconnected = False
     scene.exit(process)
     scene.report(process, "ready")
     scene.submit()

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from descriptors import leaving_no_descriptor
 from memfds import region
 
 from multitower import wire
-from multitower.worker.shared_memory.buffers import Buffers
+from multitower.buffers import Buffers
 from multitower.worker.shared_memory.mappings import Mappings
 from multitower.worker.shared_memory.regions import OutputWriter, Regions, SharedInputs
 from multitower.worker_wire import KeySpec, Table, WorkerArea
@@ -40,11 +41,8 @@ def read(
     key: KeySpec = KEY,
     padded: Callable[[int], int] = lambda rows: rows,
 ) -> SharedInputs:
-    before = len(os.listdir("/proc/self/fd"))
-    with Regions(os.getpid(), Mappings()) as regions:
-        made = SharedInputs(key, rows, Table(inputs, []), frames, regions, Buffers(), padded)
-    assert len(os.listdir("/proc/self/fd")) == before
-    return made
+    with leaving_no_descriptor(), Regions(os.getpid(), Mappings()) as regions:
+        return SharedInputs(key, rows, Table(inputs, []), frames, regions, Buffers(64 << 20), padded)
 
 
 def test_entries_in_frames_and_in_shared_memory_are_joined() -> None:

@@ -330,10 +330,10 @@ def test_arrays_of_a_file_are_converted_to_the_models_datatypes(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"x": np.ones((2, 4))}, r"the input 'x' has the shape \[2, 4\], not \[-1, 3\]"),
-        ({"x": np.ones((2, 3), "c8")}, "the input 'x' is complex64, not FP32"),
-        ({"x": np.array(["a"])}, "the input 'x' is object, not FP32"),
-        ({"s": np.ones(2)}, "the input 's' is float64, not BYTES"),
+        ({"x": np.ones((2, 4))}, r"the model takes the shape \[-1, 3\] .* for the input 'x'; the file has \[2, 4\]"),
+        ({"x": np.ones((2, 3), "c8")}, "the model takes FP32 for the input 'x'; the file has complex64"),
+        ({"x": np.array(["a"])}, "the model takes FP32 for the input 'x'; the file has object"),
+        ({"s": np.ones(2)}, "the model takes BYTES for the input 's'; the file has float64"),
         ({"other": np.ones(2)}, "it has the inputs h, other, s, x, but the model takes h, s, x"),
         ({"x": np.array([[{}]])}, "cannot be read: Object arrays cannot be loaded"),
     ],

@@ -1,4 +1,4 @@
-"""Memory for inputs is used again, and never while a view of it exists."""
+"""Memory for large tensors is used again, and never while a view of it exists."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pytest
 
-from multitower.worker.shared_memory import buffers
-from multitower.worker.shared_memory.buffers import Buffers
+from multitower.buffers import Buffers
 
 
 def address(view: memoryview) -> int:
@@ -20,7 +18,7 @@ def address(view: memoryview) -> int:
 
 
 def test_a_buffer_is_used_again_also_for_nearly_equal_sizes() -> None:
-    made = Buffers()
+    made = Buffers(64 << 20)
     first = address(made.allocate(602_112))
     assert address(made.allocate(602_112)) == first
     assert address(made.allocate(590_000)) == first
@@ -29,7 +27,7 @@ def test_a_buffer_is_used_again_also_for_nearly_equal_sizes() -> None:
 
 
 def test_a_buffer_is_not_used_again_while_a_view_of_it_exists() -> None:
-    made = Buffers()
+    made = Buffers(64 << 20)
     view = made.allocate(100_000)
     array = np.frombuffer(view, np.float32).reshape(100, 250)[10:20]
     array[:] = 7
@@ -50,9 +48,8 @@ def test_a_buffer_is_not_used_again_while_a_view_of_it_exists() -> None:
     assert first in [address(view) for view in [made.allocate(100_000) for _ in range(3)]]
 
 
-def test_free_buffers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "MAX_FREE_BYTES", 1 << 20)
-    made = Buffers()
+def test_free_buffers_are_bounded() -> None:
+    made = Buffers(1 << 20)
     views = [made.allocate(100_000) for _ in range(50)]
     assert len({address(view) for view in views}) == 50
     del views
@@ -66,7 +63,7 @@ def test_free_buffers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_threads_never_get_the_same_buffer() -> None:
-    made = Buffers()
+    made = Buffers(64 << 20)
 
     def work(number: int) -> int:
         for _ in range(5000):

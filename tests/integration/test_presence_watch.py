@@ -79,7 +79,9 @@ def test_a_gpu_that_is_missing_is_waited_for(tmp_path: Path) -> None:
         assert daemon.status()["slots"] == []
         with daemon.client() as client, pytest.raises(Unavailable, match="devices: 77 is not the index of a GPU"):
             client.infer("here", {"x": X})
-        assert multitower("status", daemon=daemon).returncode == Exit.UNAVAILABLE
+        shown = multitower("status", daemon=daemon)
+        assert shown.returncode == Exit.UNAVAILABLE
+        assert "waiting for devices: devices: 77 is not the index of a GPU" in shown.stdout
         assert daemon.end() == Exit.OK
 
 
@@ -171,7 +173,7 @@ def test_a_reload_on_a_file_system_that_does_not_answer_ends_in_time(tmp_path: P
         started = time.monotonic()
         command = [sys.executable, "-m", "multitower", "reload", "--timeout", "4", "--endpoint", daemon.endpoint]
         done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_S, check=False)
-        assert time.monotonic() - started < 10.0
+        assert time.monotonic() - started < 30.0
         assert done.returncode == 1
         assert "could not be read within 3.6 s, and nothing has changed" in done.stderr
         assert answers(daemon.endpoint)

@@ -1,0 +1,223 @@
+"""A real Prometheus that scrapes a daemon under load: its figures are those of the clients."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import math
+import socket
+import subprocess
+import sys
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from installed import find_program
+from running import STEP_S, Running
+
+from multitower import Client
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 2}
+spares: 0
+models:
+  - {name: m, handler: "handlers:Sleeper", parameters: {seconds: 0.022}}
+"""
+
+SCRAPE_S = 0.5
+OUTSTANDING = (1, 4, 8)
+ATTEMPTS = 3
+OK = 'multitower_requests_total{model="m",outcome="ok"}'
+EDGE = 0.1
+"""How near to the edge of a bucket, as a share of it, a percentile may count for either bucket: a client measures the
+way to the daemon, too."""
+
+
+class Exporter(http.server.BaseHTTPRequestHandler):
+    """Serves `Client.metrics()` over HTTP."""
+
+    def __init__(self, client: Client, *arguments: Any) -> None:
+        self._client = client
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        text = self._client.metrics().encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        with contextlib.suppress(BrokenPipeError):  # a scrape that took too long, which another one follows
+            self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+class Prometheus:
+    """A running Prometheus.
+
+    Args:
+        process: the process.
+        port: of its API.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process = process
+        self._address = f"http://127.0.0.1:{port}"
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None
+        try:
+            with urllib.request.urlopen(f"{self._address}/-/ready", timeout=STEP_S) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The result of an instant query."""
+        query = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"{self._address}/api/v1/query?{query}", timeout=STEP_S) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+        return found
+
+    def samples(self, series: str) -> list[tuple[float, float]]:
+        """The times and values of a series as they were scraped."""
+        found = self.query(f"{series}[10m]")
+        return [(when, float(value)) for when, value in found[0]["values"]] if found else []
+
+    def latest(self, series: str) -> float:
+        samples = self.samples(series)
+        return samples[-1][1] if samples else 0.0
+
+
+@contextmanager
+def serving(client: Client) -> Iterator[int]:
+    """An HTTP server for Prometheus to scrape; yields its port."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Exporter, client))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def prometheus(program: str, folder: Path, target: int) -> Iterator[Prometheus]:
+    config = folder / "prometheus.yml"
+    config.write_text(
+        json.dumps(
+            {
+                "global": {"scrape_interval": f"{int(SCRAPE_S * 1000)}ms"},
+                "scrape_configs": [
+                    {"job_name": "multitower", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+                ],
+            }
+        )
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(program, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"),
+        *(f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield Prometheus(process, port)
+    finally:
+        process.kill()
+        process.wait(STEP_S)
+
+
+def bench(daemon: Running, folder: Path, outstanding: int) -> dict[str, Any]:
+    """What `multitower bench` measures."""
+    file = folder / "figures.json"
+    command = [
+        *(sys.executable, "-m", "multitower", "bench", "m", "--endpoint", daemon.endpoint, "--json", str(file)),
+        *("--concurrency", str(outstanding), "--seconds", "3", "--warmup", "0", "--shape", "x:FP32:1"),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=STEP_S)
+    (step,) = json.loads(file.read_text())["steps"]
+    assert isinstance(step, dict)
+    return step
+
+
+def rate_of(samples: list[tuple[float, float]]) -> float:
+    """The increase per second while a counter grew, without the first and the last scrapes of that time."""
+    grew = [number for number in range(1, len(samples)) if samples[number][1] > samples[number - 1][1]]
+    (began, first), (ended, last) = samples[grew[1]], samples[grew[-2]]
+    return (last - first) / (ended - began)
+
+
+def bucket_holds(buckets: dict[float, float], share: float, seconds: float) -> bool:
+    """Whether a percentile is in the bucket of a time; in either, where the time is near the edge between two."""
+    edges = sorted(buckets)
+    total = buckets[math.inf]
+    number = next(index for index, edge in enumerate(edges) if buckets[edge] >= math.ceil(share * total))
+    lower = edges[number - 1] if number else 0.0
+    return lower * (1 - EDGE) <= seconds <= edges[number] * (1 + EDGE)
+
+
+def buckets_of(scraper: Prometheus) -> dict[float, float]:
+    found = scraper.query('multitower_request_seconds_bucket{model="m"}')
+    return {float(each["metric"]["le"]): float(each["value"][1]) for each in found}
+
+
+def disagreements(
+    scraper: Prometheus, daemon: Running, client: Client, folder: Path, outstanding: int
+) -> list[tuple[object, ...]]:
+    """Runs a bench, and returns which of its rates and percentiles Prometheus does not agree with.
+
+    The counts must be exact.
+    """
+    before = buckets_of(scraper)
+    began, answered = scraper.samples(OK)[-1]
+    step = bench(daemon, folder, outstanding)
+    counted = client.statistics("m")["model_stats"][0]["inference_stats"]["success"]["count"]
+    daemon.wait(lambda: buckets_of(scraper)[math.inf] >= counted)
+    assert scraper.latest(OK) == counted == buckets_of(scraper)[math.inf]
+    assert 0 <= counted - answered - step["answered"] <= outstanding, "those sent near the end of the time"
+    grown = {edge: count - before[edge] for edge, count in buckets_of(scraper).items()}
+    rate = rate_of([sample for sample in scraper.samples(OK) if sample[0] >= began])
+    found: list[tuple[object, ...]] = []
+    if rate != pytest.approx(step["requests_per_s"], rel=0.05):
+        found.append(("rate", rate, step["requests_per_s"]))
+    for percent in (50, 90, 99):
+        seconds = step["latency_s"][f"p{percent}"]
+        if not bucket_holds(grown, percent / 100, seconds):
+            found.append((percent, seconds, grown))
+    return found
+
+
+def test_a_real_prometheus_sees_what_clients_measure(tmp_path: Path) -> None:
+    program = find_program("prometheus", "prometheus")
+    with (
+        Running(tmp_path, CONFIG) as daemon,
+        daemon.wait_ready().client() as client,
+        serving(client) as target,
+        prometheus(program, tmp_path, target) as scraper,
+    ):
+        daemon.wait(scraper.ready)
+        daemon.wait(lambda: scraper.latest("up") == 1)
+        for future in [client.submit("m", {"x": np.ones((1, 1), np.float32)}) for _ in range(50)]:
+            future.result(STEP_S)
+        daemon.wait(lambda: scraper.latest(OK) >= 50)
+        assert scraper.latest(OK) == 50, "exactly what was sent"
+        for outstanding in OUTSTANDING:
+            # Where other processes need the cores, what clients measure differs from what the daemon does.
+            found = [disagreements(scraper, daemon, client, tmp_path, outstanding)]
+            while found[-1] and len(found) < ATTEMPTS:
+                found.append(disagreements(scraper, daemon, client, tmp_path, outstanding))
+            assert not found[-1], (outstanding, found)
