@@ -1,6 +1,7 @@
 """Where the time of one request goes: wall time by stage, CPU time and wake-ups by thread, CPU time by function.
 
     pip install py-spy                       # for the last table only
+    apt-get install strace                   # for the table of system calls only
     python benchmarks/budget.py [--seconds 3] [--cases echo:1/1,echo:64/1,digits:64/1] [--transport ipc] [--top 25]
 
 A case is MODEL:OUTSTANDING/CONNECTIONS, on two workers. `echo` is a handler with `batching`, 64 bytes a request;
@@ -13,10 +14,13 @@ worker. For each case:
   request takes as long as its batch. With one request outstanding nothing overlaps.
 - **CPU**: microseconds of each process and thread for a request, and how often the thread waited; each wait ends in a
   wake-up. `pre-empted` counts how often the thread lost its core without waiting.
+- **system calls**: with `--calls`, of each process and thread for a request, counted by strace, which makes the daemon
+  several times slower. A thread that waits more often because of that makes more calls, so look at this table only with
+  one request outstanding.
 - **functions**: the functions of the router's main thread, sampled by py-spy: the share of samples in the function
   itself (and in C code that it calls), and including the functions that it calls.
 
-The daemon runs as in production. py-spy stops it for each sample, and so runs after everything else was measured.
+The daemon runs as in production. strace and py-spy stop it, and so run after everything else was measured.
 """
 
 from __future__ import annotations
@@ -24,11 +28,13 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +49,12 @@ LONG_S = 60.0
 """Seconds of a load that lasts longer than any sampling; it is killed after that."""
 
 SAMPLES_A_SECOND = 500
+
+TRACED_REQUESTS = 3000
+"""Requests while system calls are counted."""
+
+RARE = 0.02
+"""System calls for a request below which a call is not shown."""
 
 MODELS = {
     "echo": "handler: 'handlers:Echo', batching: {}",
@@ -172,6 +184,49 @@ def show_functions(pid: int, seconds: float, top: int) -> None:
 
 
 @contextmanager
+def traced(prefix: Path, pids: Iterable[int]) -> Iterator[None]:
+    """Writes the system calls of some processes to `prefix.TID`, one a line, while the context is open."""
+    command = ["strace", "-ff", "-qq", "-e", "raw=all", "-e", "signal=none", "-o", str(prefix)]
+    command += [word for pid in pids for word in ("-p", str(pid))]
+    tracer = subprocess.Popen(command)
+    try:
+        time.sleep(1.0)  # nothing reports that it has attached to every thread
+        if tracer.poll() is not None:
+            raise SystemExit("strace could not attach to the daemon; see above")
+        yield
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.wait()
+
+
+def show_calls(
+    program: Path, endpoint: str, folder: Path, pids: dict[int, str], wanted: load.Load, *sized: str
+) -> None:
+    """Prints the table of system calls."""
+    names = {thread: (process, name) for process, name, thread in threads(pids)}
+    prefix = folder / "calls"
+    command = [str(program), endpoint, *load.arguments(wanted, LONG_S), "-r", str(TRACED_REQUESTS), *sized]
+    with traced(prefix, pids):
+        client = ["strace", "-ff", "-qq", "-e", "raw=all", "-o", str(folder / "load"), *command]
+        subprocess.run(client, check=True, stdout=subprocess.DEVNULL)
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for path in (*folder.glob("calls.*"), *folder.glob("load.*")):
+        if path.suffix[1:].isdigit():
+            main = path.suffix == min((each.suffix for each in folder.glob("load.*")), key=lambda suffix: suffix)
+            here = ("load.c", "main" if main else "ZMQbg") if path.stem == "load" else names.get(int(path.suffix[1:]))
+            calls = counts.setdefault(here or ("new threads", ""), Counter())
+            calls.update(line.partition("(")[0] for line in path.read_text().splitlines() if "(" in line)
+            path.unlink()
+    print(f"\n{'system calls, for a request':34}{'all':>9}")
+    for (process, thread), calls in sorted(counts.items()):
+        each = {name: count / TRACED_REQUESTS for name, count in calls.most_common()}
+        text = ", ".join(f"{name} {count:.2f}" for name, count in each.items() if count >= RARE)
+        if text:
+            print(f"{process + ' ' + thread:34}{sum(each.values()):9.2f}    {text}")
+    print(f"{'all':34}{sum(sum(calls.values()) for calls in counts.values()) / TRACED_REQUESTS:9.2f}")
+
+
+@contextmanager
 def constant_load(program: Path, endpoint: str, wanted: load.Load, *options: str) -> Iterator[None]:
     """Runs a load until the context is left."""
     command = [str(program), endpoint, *load.arguments(wanted, LONG_S), *options]
@@ -201,6 +256,8 @@ def case(program: Path, folder: Path, model: str, wanted: load.Load, options: ar
         new = Thread(0, 0, 0)
         used = {key: thread.since(threads_before.get(key, new)) for key, thread in threads_after.items()}
         show_cpu(figures, used)
+        if options.calls:
+            show_calls(program, running.endpoint, folder, pids, wanted, *SIZES[model])
         if options.top:
             with constant_load(program, running.endpoint, wanted, *SIZES[model]):
                 show_functions(parent, options.seconds, options.top)
@@ -213,6 +270,7 @@ def main() -> None:
     parser.add_argument("--cases", default="echo:1/1,echo:64/1,digits:64/1")
     parser.add_argument("--transport", choices=["ipc", "tcp"], default="ipc")
     parser.add_argument("--top", type=int, default=25, help="functions in the last table; 0 for no such table")
+    parser.add_argument("--calls", action="store_true", help="also count system calls, with strace")
     options = parser.parse_args()
     cases = [(model, load.Load.parse(wanted)) for model, wanted in (one.split(":") for one in options.cases.split(","))]
     with tempfile.TemporaryDirectory(prefix="mt-") as name:

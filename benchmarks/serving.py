@@ -34,6 +34,16 @@ class Echo:
         return inputs
 
 
+class Sum(Echo):
+    """Declares an image as its input, and returns the sum of each image."""
+
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 224, 224, 3]}]
+    outputs = [{"name": "sum", "datatype": "FP32", "shape": [-1]}]
+
+    def infer(self, inputs):
+        return {"sum": inputs["x"].sum(axis=(1, 2, 3))}
+
+
 class Device(Echo):
     """Simulates a device: sleeps `batch_s` for each batch and `row_s` for each row.
 

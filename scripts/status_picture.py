@@ -85,7 +85,7 @@ def main() -> None:
         processes = [subprocess.Popen([*PROGRAM, "serve", "multitower.yaml"], cwd=folder, **quiet)]
         try:
             wait_ready(environment, restarts=0)
-            for load in (("digits", "--rate", "1500"), ("thumbnails", "--rate", "60", "--shape", "image:480,640,3")):
+            for load in (("digits", "--rate", "400"), ("thumbnails", "--rate", "30", "--shape", "image:480,640,3")):
                 command = [*PROGRAM, "bench", *load, "--seconds", str(LOAD_S)]
                 processes.append(subprocess.Popen(command, env=environment, **quiet))
             time.sleep(LOAD_S / 4)

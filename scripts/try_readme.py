@@ -7,8 +7,8 @@ run as an ordinary user with `sudo`, in a copy of this checkout. It needs root, 
 a mirror for apt; both are configured in the new system as they are on this machine. Nothing outlives the program: it
 runs in namespaces of its own.
 
-What `apt-get` asks is answered with yes. Commands that README.md says run until Ctrl-C get one, after the commands for
-another terminal and the Python program have run.
+What `apt-get` asks is answered with yes. Commands that README.md says run until Ctrl-C get one at the end of their
+section, after the commands for another terminal and the Python program have run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import new_debian
 from new_debian import run
 
 ROOT: Final = Path(__file__).parents[1]
-SECTIONS: Final = ("Try it without a GPU", "Serve your own model")
+SECTIONS: Final = ("Try it without a GPU", "Serve your own model", "Serve clients of TensorFlow Serving and Triton")
 USER: Final = "somebody"
 HOME: Final = f"/home/{USER}"
 CHECKOUT: Final = f"{HOME}/multitower"
@@ -38,7 +38,7 @@ READY_S: Final = 300.0
 
 NAMESPACES: Final = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 INSIDE: Final = "--inside"
-UNTIL_CTRL_C: Final = ("make serve", "multitower serve ")
+UNTIL_CTRL_C: Final = ("make serve", "multitower serve ", "multitower model-server ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,12 @@ class Step:
     name: str = ""
 
 
-def steps(readme: str) -> list[Step]:
-    """The steps of README.md, in its order."""
-    found: list[Step] = []
-    for title in SECTIONS:
-        section = readme.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+def sections(readme: str) -> list[list[Step]]:
+    """The steps of README.md, in its order, section by section."""
+    texts = [readme.partition(f"\n## {title}\n")[2].partition("\n## ")[0] for title in SECTIONS]
+    every: list[list[Step]] = []
+    for section in texts:
+        found: list[Step] = []
         for language, text in re.findall(r"^```(\w+)\n(.*?)^```", section, re.DOTALL | re.MULTILINE):
             if language == "sh":
                 lines = (re.sub(r"\s+# .*", "", line).strip() for line in text.splitlines())
@@ -69,7 +70,8 @@ def steps(readme: str) -> list[Step]:
                 found.append(Step("write", text, text.partition("\n")[0].removeprefix("# ")))
             elif language == "python":
                 found.append(Step("program", text, "program.py"))
-    return found
+        every.append(found)
+    return every
 
 
 def prepare(system: Path) -> None:
@@ -98,9 +100,13 @@ class Terminal:
 
     Args:
         system: the folder of the system.
+
+    Attributes:
+        output: what the last command printed to standard output.
     """
 
     def __init__(self, system: Path) -> None:
+        self.output = ""
         network = {name: value for name, value in os.environ.items() if new_debian.NETWORK_VARIABLES.fullmatch(name)}
         environment = {"HOME": HOME, "USER": USER, "LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin", **network}
         self._shell = subprocess.Popen(
@@ -136,9 +142,13 @@ class Terminal:
         """Waits until the command has ended, and returns its exit code."""
         assert self._shell.stdout is not None
         self._write('echo "exit code: $?"')
+        self.output = ""
         for line in self._shell.stdout:
-            if found := re.search(r"exit code: (\d+)$", line):
-                return int(found[1])
+            if found := re.search(r"(.*)exit code: (\d+)$", line):  # what `curl` prints ends without a line break
+                self.output += found[1]
+                print(found[1], end="\n" if found[1] else "", flush=True)
+                return int(found[2])
+            self.output += line
             print(line, end="", flush=True)
         raise RuntimeError("the shell has ended")
 
@@ -170,30 +180,29 @@ def serving(terminal: Terminal, other: Terminal, command: str) -> Iterator[None]
         raise RuntimeError(f"`{command}` ended with code {code} after Ctrl-C")
 
 
-def follow(system: Path, todo: Sequence[Step]) -> None:
-    """Does the steps one by one.
+def follow(system: Path, first: Terminal, todo: Sequence[Step]) -> None:
+    """Does the steps of a section one by one.
+
+    Args:
+        system: the folder of the system.
+        first: the terminal in which the section begins, and in which daemons run.
+        todo: the steps.
 
     Raises:
         RuntimeError: one failed.
     """
-    terminal = Terminal(system)
+    terminal = first
     with contextlib.ExitStack() as stack:
-        for number, step in enumerate(todo):
+        for step in todo:
             if step.kind == "write":
                 (system / CHECKOUT[1:] / step.name).write_text(step.text)
             elif step.kind == "program":
                 (system / CHECKOUT[1:] / step.name).write_text(step.text)
                 succeed(terminal, f"python {step.name}")
             elif step.text.startswith(UNTIL_CTRL_C):
-                server, terminal = terminal, Terminal(system)
+                terminal = Terminal(system)
                 succeed(terminal, ". .venv/bin/activate")
-                context = serving(server, terminal, step.text)
-                if todo[number + 1].text.startswith("multitower"):  # the steps after it need the daemon
-                    stack.enter_context(context)
-                else:
-                    with context:
-                        pass
-                    terminal = server
+                stack.enter_context(serving(first, terminal, step.text))
             else:
                 succeed(terminal, step.text)
 
@@ -202,11 +211,13 @@ def succeed(terminal: Terminal, command: str) -> None:
     """Runs a command.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: it failed, or the server answered with an error, which `curl` does not take for a failure.
     """
     code = terminal.run(command)
     if code:
         raise RuntimeError(f"`{command}` ended with code {code}")
+    if command.startswith("curl ") and not re.search(r'"(predictions|model_version_status)"', terminal.output):
+        raise RuntimeError(f"`{command}` was answered: {terminal.output}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -218,7 +229,9 @@ def main(arguments: Sequence[str]) -> None:
     prepare(system)
     # The children of processes are listed by the namespace's own /proc.
     run("mount", "-t", "proc", "proc", "/proc")
-    follow(system, steps((ROOT / "README.md").read_text()))
+    terminal = Terminal(system)
+    for section in sections((ROOT / "README.md").read_text()):
+        follow(system, terminal, section)
     print("every command of README.md worked")
 
 

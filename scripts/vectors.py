@@ -147,6 +147,7 @@ def _requests() -> list[dict[str, Any]]:
         _request("statistics of one model", b"MT1:statistics", named),
         _request("statistics of all models", b"MT1:statistics", b"{}"),
         _request("status", b"MT1:status", b"{}"),
+        _request("metrics", b"MT1:metrics", b'{"format":"openmetrics"}'),
         _request("cancel", b"MT1:cancel", b"{}"),
     ]
 
