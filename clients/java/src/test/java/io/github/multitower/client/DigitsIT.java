@@ -47,7 +47,7 @@ class DigitsIT {
         }
         daemon = new Daemon("digits", config);
         client = MultitowerClient.connect(daemon.endpoint());
-        client.waitUntilReady(Duration.ofSeconds(120));
+        client.waitUntilReady(Duration.ofSeconds(300));
         Path asks = Vectors.ROOT.resolve("clients/java/src/test/python/answers.py").toAbsolutePath();
         Daemon.python(folder, asks.toString(), daemon.endpoint(), "held_out.npz", ".");
         images = rows(folder.resolve("images.bin"), FEATURES);
