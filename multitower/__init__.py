@@ -14,6 +14,7 @@ from multitower.errors import (
     Code,
     ConnectError,
     DeadlineExceeded,
+    Forbidden,
     InternalError,
     InvalidEndpoint,
     InvalidRequest,
@@ -23,6 +24,7 @@ from multitower.errors import (
     Overloaded,
     Poisoned,
     Reason,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -36,6 +38,7 @@ __all__ = [
     "Code",
     "ConnectError",
     "DeadlineExceeded",
+    "Forbidden",
     "InternalError",
     "InvalidEndpoint",
     "InvalidRequest",
@@ -46,6 +49,7 @@ __all__ = [
     "Overloaded",
     "Poisoned",
     "Reason",
+    "Unauthenticated",
     "Unavailable",
     "__version__",
 ]

@@ -21,6 +21,8 @@ class Code(StrEnum):
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
     UNAVAILABLE = "UNAVAILABLE"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
     INTERNAL = "INTERNAL"
 
 
@@ -50,6 +52,8 @@ class Reason(StrEnum):
     OUTPUT_INVALID = "output_invalid"  # the model's outputs differ from its declaration
     REPLY_DROPPED = "reply_dropped"  # the client left too much unread, and read nothing for `unread_timeout`
     INTERNAL_ERROR = "internal_error"  # a defect of multitower
+    UNAUTHENTICATED = "unauthenticated"  # the daemon does not know who asks: no key, or none that it admits
+    FORBIDDEN = "forbidden"  # the daemon knows who asks, and this operation is not theirs
     # Of orders to the control endpoint.
     RELOAD_IN_PROGRESS = "reload_in_progress"  # another reload follows the one that is under way
     TOO_MANY_ORDERS = "too_many_orders"  # as many orders wait as the daemon keeps
@@ -106,6 +110,8 @@ CODE_OF: Mapping[Reason, Code] = {
     Reason.OUTPUT_INVALID: Code.INTERNAL,
     Reason.REPLY_DROPPED: Code.RESOURCE_EXHAUSTED,
     Reason.INTERNAL_ERROR: Code.INTERNAL,
+    Reason.UNAUTHENTICATED: Code.UNAUTHENTICATED,
+    Reason.FORBIDDEN: Code.PERMISSION_DENIED,
     Reason.RELOAD_IN_PROGRESS: Code.UNAVAILABLE,
     Reason.TOO_MANY_ORDERS: Code.RESOURCE_EXHAUSTED,
     Reason.CONFIG_REFUSED: Code.INVALID_ARGUMENT,
@@ -203,6 +209,14 @@ class ModelError(MultitowerError):
     """The model raised an exception, or returned outputs that differ from its declaration."""
 
 
+class Unauthenticated(MultitowerError):
+    """The daemon does not know who asks: no key or token, or none that it admits (any more)."""
+
+
+class Forbidden(MultitowerError):
+    """The daemon knows who asks, and this operation, or this model, is not theirs."""
+
+
 class InternalError(MultitowerError):
     """A defect of the daemon; its log has the traceback. Other requests are not concerned."""
 
@@ -220,6 +234,8 @@ _CLASS_OF_CODE: Mapping[str, type[MultitowerError]] = {
     Code.CANCELLED: Cancelled,
     Code.UNAVAILABLE: Unavailable,
     Code.INTERNAL: ModelError,
+    Code.PERMISSION_DENIED: Forbidden,
+    Code.UNAUTHENTICATED: Unauthenticated,
 }
 
 

@@ -21,6 +21,7 @@ NAMES = [
     "Code",
     "ConnectError",
     "DeadlineExceeded",
+    "Forbidden",
     "InternalError",
     "InvalidEndpoint",
     "InvalidRequest",
@@ -31,6 +32,7 @@ NAMES = [
     "Overloaded",
     "Poisoned",
     "Reason",
+    "Unauthenticated",
     "Unavailable",
     "__version__",
 ]

@@ -31,20 +31,28 @@ final class Errors {
     private static final Kind UNKNOWN = new Kind(MultitowerException.class, MultitowerException::new);
 
     private static final Map<String, Kind> BY_CODE =
-            Map.of(
-                    "INVALID_ARGUMENT", INVALID_REQUEST,
-                    "UNIMPLEMENTED", INVALID_REQUEST,
-                    "NOT_FOUND", new Kind(MultitowerException.NotFound.class, MultitowerException.NotFound::new),
-                    "RESOURCE_EXHAUSTED",
-                            new Kind(MultitowerException.Overloaded.class, MultitowerException.Overloaded::new),
-                    "DEADLINE_EXCEEDED",
-                            new Kind(
-                                    MultitowerException.DeadlineExceeded.class,
-                                    MultitowerException.DeadlineExceeded::new),
-                    "CANCELLED", new Kind(MultitowerException.Cancelled.class, MultitowerException.Cancelled::new),
-                    "UNAVAILABLE",
-                            new Kind(MultitowerException.Unavailable.class, MultitowerException.Unavailable::new),
-                    "INTERNAL", new Kind(MultitowerException.ModelError.class, MultitowerException.ModelError::new));
+            Map.ofEntries(
+                    Map.entry("INVALID_ARGUMENT", INVALID_REQUEST),
+                    Map.entry("UNIMPLEMENTED", INVALID_REQUEST),
+                    entry("NOT_FOUND", MultitowerException.NotFound.class, MultitowerException.NotFound::new),
+                    entry("RESOURCE_EXHAUSTED", MultitowerException.Overloaded.class, MultitowerException.Overloaded::new),
+                    entry(
+                            "DEADLINE_EXCEEDED",
+                            MultitowerException.DeadlineExceeded.class,
+                            MultitowerException.DeadlineExceeded::new),
+                    entry("CANCELLED", MultitowerException.Cancelled.class, MultitowerException.Cancelled::new),
+                    entry("UNAVAILABLE", MultitowerException.Unavailable.class, MultitowerException.Unavailable::new),
+                    entry("PERMISSION_DENIED", MultitowerException.Forbidden.class, MultitowerException.Forbidden::new),
+                    entry(
+                            "UNAUTHENTICATED",
+                            MultitowerException.Unauthenticated.class,
+                            MultitowerException.Unauthenticated::new),
+                    entry("INTERNAL", MultitowerException.ModelError.class, MultitowerException.ModelError::new));
+
+    private static Map.Entry<String, Kind> entry(
+            String code, Class<? extends MultitowerException> raised, Constructor constructor) {
+        return Map.entry(code, new Kind(raised, constructor));
+    }
 
     private Errors() {}
 

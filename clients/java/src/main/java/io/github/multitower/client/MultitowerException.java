@@ -255,6 +255,46 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
+    /** The daemon does not know who asks: no key, or none that it admits (any more). */
+    public static final class Unauthenticated extends MultitowerException {
+        private static final long serialVersionUID = 1L;
+
+        Unauthenticated(String code, String reason, String message, Map<String, ?> details) {
+            super(code, reason, message, details);
+        }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#UNAUTHENTICATED}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public Unauthenticated(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
+        }
+    }
+
+    /** The daemon knows who asks, and this operation, or this model, is not theirs. */
+    public static final class Forbidden extends MultitowerException {
+        private static final long serialVersionUID = 1L;
+
+        Forbidden(String code, String reason, String message, Map<String, ?> details) {
+            super(code, reason, message, details);
+        }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#FORBIDDEN}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public Forbidden(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
+        }
+    }
+
     /** The model raised an exception, or returned outputs that differ from its declaration. */
     public static final class ModelError extends MultitowerException {
         private static final long serialVersionUID = 1L;

@@ -55,6 +55,10 @@ public enum Reason {
      * open no socket, or its thread was ended.
      */
     INTERNAL_ERROR("INTERNAL"),
+    /** The daemon does not know who asks: no key, or none that it admits. */
+    UNAUTHENTICATED("UNAUTHENTICATED"),
+    /** The daemon knows who asks, and this operation is not theirs. */
+    FORBIDDEN("PERMISSION_DENIED"),
 
     // Raised by the client only, never sent.
 
