@@ -1,0 +1,153 @@
+"""Files that decide who gets in: secret keys, and what lists who may do what. Their owners and modes are checked.
+
+A file is opened once, and what is checked is what is read: a path that is replaced meanwhile changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import zmq
+from zmq.utils import z85
+
+from .units import printable
+
+MAX_SECRET_BYTES: Final = 1 << 16
+MAX_LIST_BYTES: Final = 1 << 22
+
+KEY_CHARACTERS: Final = 40
+"""Characters of a CURVE key in Z85; it has 32 bytes."""
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+_CERTIFICATE_KEY: Final = re.compile(r'^\s*(public|secret)-key\s*=\s*"([^"]*)"\s*$', re.MULTILINE)
+
+
+class GuardedFileError(ValueError):
+    """A file that decides who gets in cannot be used; the message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurveKeys:
+    """A pair of CURVE keys, each in Z85; the secret one is not shown."""
+
+    public: str
+    secret: str = field(repr=False)
+
+
+def read_secret(path: Path, what: str) -> str:
+    """Reads a file that only its owner may read. It may block.
+
+    Args:
+        path: the file.
+        what: it holds, for messages.
+
+    Raises:
+        GuardedFileError: it is missing, unreadable or empty, is no regular file, belongs to another user than this
+            process's or root, or other users may use it.
+    """
+    text = _read(path, what, forbidden=_OTHERS, limit=MAX_SECRET_BYTES)
+    if not text.strip():
+        raise GuardedFileError(f"{printable(path)} is empty; it must hold {what}")
+    return text
+
+
+def read_list(path: Path, what: str) -> str:
+    """Reads a file that only its owner may write. It may block.
+
+    Args:
+        path: the file.
+        what: it holds, for messages.
+
+    Raises:
+        GuardedFileError: as for `read_secret`, but others may read it, and it may be empty.
+    """
+    return _read(path, what, forbidden=_WRITABLE_BY_OTHERS, limit=MAX_LIST_BYTES)
+
+
+def read_curve_keys(path: Path) -> CurveKeys:
+    """Reads the secret half of a CURVE certificate, as `multitower keys new` writes it. It may block.
+
+    Raises:
+        GuardedFileError: see `read_secret`; or it is no such certificate.
+    """
+    found = dict(_CERTIFICATE_KEY.findall(read_secret(path, "a CURVE secret key")))
+    secret = found.get("secret")
+    if secret is None:
+        raise GuardedFileError(
+            f'{printable(path)} has no line secret-key = "…"; `multitower keys new --server` writes such a file'
+        )
+    try:
+        check_key(secret)
+        public = zmq.curve_public(secret.encode()).decode()
+    except (ValueError, zmq.ZMQError):
+        # Without the value: it is, or was meant to be, a secret.
+        raise GuardedFileError(f"{printable(path)}: secret-key is no key of 40 characters in Z85") from None
+    if found.get("public", public) != public:
+        raise GuardedFileError(f"{printable(path)}: public-key and secret-key are no pair")
+    return CurveKeys(public, secret)
+
+
+def check_key(key: str) -> None:
+    """Checks that a text is a CURVE key in Z85.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if len(key) != KEY_CHARACTERS or not key.isascii():
+        raise ValueError(f"must have {KEY_CHARACTERS} characters, not {len(key)}")
+    # A group of five characters above 2**32 is no error for zmq.utils.z85.
+    if any(character not in _Z85 for character in key) or len(z85.decode(key)) != 32 or _overflows(key):
+        raise ValueError("is not Z85")
+
+
+_Z85: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+
+
+def _overflows(key: str) -> bool:
+    for start in range(0, KEY_CHARACTERS, 5):
+        value = 0
+        for character in key[start : start + 5]:
+            value = value * 85 + _Z85.index(character)
+        if value >= 1 << 32:
+            return True
+    return False
+
+
+def _read(path: Path, what: str, *, forbidden: int, limit: int) -> str:
+    name = printable(path)
+    try:
+        # A named pipe would block the open until somebody writes.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise GuardedFileError(f"{name} does not exist; it must hold {what}") from None
+    except (OSError, ValueError) as error:
+        raise GuardedFileError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise GuardedFileError(f"{name} is not a regular file")
+        if status.st_uid not in (0, os.geteuid()):
+            raise GuardedFileError(
+                f"{name} belongs to user {status.st_uid}; it must belong to user {os.geteuid()}, who runs this, "
+                "or to root"
+            )
+        if status.st_mode & forbidden:
+            mode, better = stat.S_IMODE(status.st_mode), stat.S_IMODE(status.st_mode) & ~forbidden
+            done = "use" if forbidden == _OTHERS else "write"
+            raise GuardedFileError(f"others may {done} {name} (mode {mode:04o}): chmod {better:04o} {name}")
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise GuardedFileError(f"{name} cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise GuardedFileError(f"{name} is over {limit >> 10} KiB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise GuardedFileError(f"{name} is not UTF-8") from None

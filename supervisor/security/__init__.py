@@ -1,0 +1,1 @@
+"""Who asks, and whether they may: principals, authentication at each way in, authorisation in one place."""

@@ -1,0 +1,60 @@
+"""Authorisation: the one place that decides whether a peer may do something, whichever way it came.
+
+It decides before anything looks for the model, so neither the answer nor its time tells whether there is such a model.
+"""
+
+from __future__ import annotations
+
+from multitower.errors import MultitowerError, Reason, make
+
+from .operations import Operation, Scope
+from .peers import Peer
+
+
+class Authorisation:
+    """Decides what peers may do."""
+
+    def check(self, peer: Peer, operation: Operation | None, model: str | None) -> MultitowerError | None:
+        """Decides about a request.
+
+        Args:
+            peer: who sent it.
+            operation: the row of its kind; None for a kind that does not exist.
+            model: that it concerns, see `Operation.model_in`; None without one.
+
+        Returns:
+            The error that it is answered with; None if it is allowed.
+        """
+        refusal = self.check_role(peer, operation)
+        if refusal is not None or operation is None or operation.open or peer.unrestricted:
+            return refusal
+        scope = operation.scope
+        if scope is Scope.NOTHING or (scope is Scope.MODEL and model is None):
+            return None  # a request that has to name a model and does not is malformed
+        if scope is not Scope.DAEMON and model is not None and peer.may_use(model):
+            return None
+        return _forbidden(operation)
+
+    def check_role(self, peer: Peer, operation: Operation | None) -> MultitowerError | None:
+        """Decides about what does not depend on the model, so that nothing of the header needs to be read.
+
+        Args:
+            peer: who sent it.
+            operation: see `check`.
+
+        Returns:
+            The error, as `check` would return it; None if it may be allowed.
+        """
+        if operation is not None and operation.open:
+            return None
+        if not peer.authenticated:
+            return make(Reason.UNAUTHENTICATED, "this needs credentials that the daemon knows")
+        # A kind that does not exist is answered as such, to those who are known.
+        if operation is None or not operation.roles.isdisjoint(peer.roles):
+            return None
+        return _forbidden(operation)
+
+
+def _forbidden(operation: Operation) -> MultitowerError:
+    # The same words whatever is missing, and whether there is such a model or not.
+    return make(Reason.FORBIDDEN, f"you may not do this ({operation.name}), or not on this model")
