@@ -45,7 +45,9 @@ from .fields import (
 )
 from .gateway import GatewayConfig
 from .models import ModelConfig
+from .principals import Principals
 from .request_log import RequestLogConfig
+from .security import SecurityConfig
 from .source import Problem
 from .tracing import TracingConfig
 from .units import SIZE_PATTERN, format_duration, format_size, parse_size
@@ -53,6 +55,7 @@ from .values import (
     ENDPOINT_PATTERN,
     MEMORY_PATTERN,
     MemoryLimit,
+    either,
     parse_endpoint,
     parse_memory,
     parse_runtime_dir,
@@ -128,7 +131,9 @@ def _endpoints(value: object, info: ValidationInfo) -> tuple[str, ...]:
     context = context_of(info)
 
     def parse(item: object) -> str:
-        endpoint = parse_endpoint(item, context.folder, insecure=context.insecure)
+        endpoint = parse_endpoint(item, context.folder, guarded=either(context.insecure, context.curve))
+        if context.security and context.curve is False and endpoint.startswith("tcp://"):
+            raise ValueError(f"{endpoint} needs `security.curve`: without it no client could show who it is")
         if endpoint in context.endpoints:
             raise ValueError(f"{endpoint} is listed twice")
         context.endpoints.add(endpoint)
@@ -155,7 +160,10 @@ def _runtime_dir(value: object, info: ValidationInfo) -> Path | None:
 class Config(Section):
     """The configuration of one daemon. docs/configuration.md describes it for users."""
 
-    insecure: bool = key(False, "Allow `listen` addresses that other machines can reach, without encryption.")
+    insecure: bool = key(False, "Allow addresses that other machines can reach without encryption or credentials.")
+    security: SecurityConfig | None = key(
+        None, "Who may do what, and encryption; without it, anybody who connects may."
+    )
     listen: Annotated[
         tuple[str, ...],
         PlainValidator(_endpoints),
@@ -242,11 +250,26 @@ class Config(Section):
 
     _path: Path = PrivateAttr()
     _not_yet: Mapping[str, Problem] = PrivateAttr(default_factory=dict)
+    _principals: Principals | None = PrivateAttr(default=None)
 
     @field_validator("insecure")
     @classmethod
     def _noted(cls, value: bool, info: ValidationInfo) -> bool:
         context_of(info).insecure = value  # addresses below, in sections too, are parsed with it
+        return value
+
+    @field_validator("security", mode="before")
+    @classmethod
+    def _known_to_be_there(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None:
+            context = context_of(info)
+            context.security = context.curve = None  # until it has been found to be right
+        return value
+
+    @field_validator("security")
+    @classmethod
+    def _known_to_be_right(cls, value: SecurityConfig | None, info: ValidationInfo) -> SecurityConfig | None:
+        context_of(info).security = value is not None
         return value
 
     @field_validator("max_message_size")
@@ -290,14 +313,15 @@ class Config(Section):
             raise ValueError(f"must be from {least} to {most}, not {format_duration(value)}")
         return value
 
-    def record_source(self, path: Path, not_yet: Mapping[str, Problem]) -> None:
-        """Records where the configuration was read; for `load`.
+    def record_source(self, path: Path, not_yet: Mapping[str, Problem], principals: Principals | None = None) -> None:
+        """Records where the configuration was read, and what was read with it; for `load`.
 
         Args:
             path: the file's absolute path.
             not_yet: see `Config.not_yet`.
+            principals: see `Config.principals`.
         """
-        self._path, self._not_yet = path, not_yet
+        self._path, self._not_yet, self._principals = path, not_yet, principals
 
     @property
     def path(self) -> Path:
@@ -308,6 +332,11 @@ class Config(Section):
     def not_yet(self) -> Mapping[str, Problem]:
         """The files and folders that were not there yet when the file was read, by the model's name."""
         return self._not_yet
+
+    @property
+    def principals(self) -> Principals | None:
+        """Who may do what, as the file of `security.principals` had it then; None without `security`."""
+        return self._principals
 
     @property
     def folder(self) -> Path:

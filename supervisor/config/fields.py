@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,8 +25,12 @@ from pydantic import (
 from multitower.format_registry import ModelFormat, expected_format, recognize
 
 from .errors import ValueProblems
+from .source import Problem
 from .units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size, short_repr
 from .values import FileSystems
+
+if TYPE_CHECKING:
+    from .principals import Principals
 
 MAX_INT: Final = 2**31 - 1  # the largest count that TensorFlow and libzmq accept
 _MAX_THREADS: Final = 1024
@@ -42,6 +46,11 @@ class Context:
         strict: whether it is a problem that a file or folder is not there yet.
         not_yet: what is not there yet, the first of each key, by the model's name and the key; filled unless `strict`.
         insecure: whether addresses that other machines can reach are allowed; None if that setting is wrong itself.
+        security: whether there is a section `security`; None if it is wrong itself.
+        curve: whether it has `curve`; None if that is wrong itself.
+        tls: whether the gateway has `tls`; None if that is wrong itself.
+        principals: those that `security.principals` names; None without, or if they are wrong.
+        problems_elsewhere: of other files that the configuration names.
         endpoints: the endpoints above.
         names: the names of the models above.
         files: waits for file systems for a limited time.
@@ -52,6 +61,11 @@ class Context:
     strict: bool = True
     not_yet: dict[tuple[str, str], str] = field(default_factory=dict)
     insecure: bool | None = None
+    security: bool | None = False
+    curve: bool | None = False
+    tls: bool | None = False
+    principals: Principals | None = None
+    problems_elsewhere: list[Problem] = field(default_factory=list)
     endpoints: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     unanswered: set[Path] = field(default_factory=set)

@@ -19,11 +19,15 @@ from .fields import (
     one_or_more,
     one_or_more_schema,
 )
+from .security import TlsConfig
 from .units import format_size, short_repr
-from .values import parse_endpoint
+from .values import both, either, parse_endpoint
 
 UNIX: Final = "unix:"
 """The beginning of an address that is the path of a Unix socket."""
+
+LOCKS: Final = "security and gateway.tls"
+"""Without these, addresses that other machines can reach are refused."""
 
 FEWEST_BODIES: Final = 2
 """Bodies of the largest size for which the memory of requests must have room."""
@@ -44,13 +48,13 @@ def address_of(endpoint: str) -> str:
     return f"{UNIX}{endpoint.removeprefix(_IPC)}" if endpoint.startswith(_IPC) else endpoint.removeprefix(_TCP)
 
 
-def parse_address(value: object, folder: Path, *, insecure: bool | None) -> str:
+def parse_address(value: object, folder: Path, *, guarded: bool | None) -> str:
     """Parses an address to listen on: `HOST:PORT`, where the port may be `*`, or `unix:PATH`.
 
     Args:
         value: from YAML.
         folder: the configuration file's, where relative paths start.
-        insecure: whether addresses that other machines can reach are allowed; None if that setting is wrong itself.
+        guarded: see `parse_endpoint`.
 
     Returns:
         The address, with an absolute path.
@@ -67,22 +71,23 @@ def parse_address(value: object, folder: Path, *, insecure: bool | None) -> str:
         path = value.removeprefix(UNIX)
         if not path or "\0" in path:
             raise ValueError(f"{short_repr(value)} must name a file, as in unix:/run/multitower/http.sock")
-        return address_of(parse_endpoint(f"{_IPC}{path}", folder, insecure=insecure))
+        return address_of(parse_endpoint(f"{_IPC}{path}", folder, guarded=guarded, locks=LOCKS))
     host, colon, port = value.rpartition(":")
     if not colon or not host or not (port == "*" or port.isdecimal()):
         raise ValueError(f"{short_repr(value)} must be {forms}")
     if ":" in host and not host.startswith("["):
         raise ValueError(f"{short_repr(value)}: an IPv6 address is written in brackets and quotes, as in '[::1]:8000'")
-    return address_of(parse_endpoint(f"{_TCP}{value}", folder, insecure=insecure))
+    return address_of(parse_endpoint(f"{_TCP}{value}", folder, guarded=guarded, locks=LOCKS))
 
 
 def _addresses(value: object, info: ValidationInfo) -> tuple[str, ...]:
     """Parses one address or a list of them."""
     context = context_of(info)
     found: set[str] = set()
+    guarded = either(context.insecure, both(context.security, context.tls))
 
     def parse(item: object) -> str:
-        address = parse_address(item, context.folder, insecure=context.insecure)
+        address = parse_address(item, context.folder, guarded=guarded)
         if address in found:
             raise ValueError(f"{address} is listed twice")
         found.add(address)
@@ -115,6 +120,7 @@ def _program(value: object, info: ValidationInfo) -> Path | None:
 class GatewayConfig(Section):
     """The gateway: a program beside the daemon that serves HTTP and gRPC. At least one of both has an address."""
 
+    tls: TlsConfig | None = key(None, "TLS for all tcp addresses; without it, none.")
     http: _Addresses = key(None, "Where HTTP is served: HOST:PORT or unix:PATH, or a list; the port may be *.")
     grpc: _Addresses = key(None, "Where gRPC is served; the same address as `http` is one port for both.")
     threads: Annotated[int, Field(ge=1, le=64)] = key(1, "Threads, each with an event loop of its own.")
@@ -132,6 +138,18 @@ class GatewayConfig(Section):
     program: Annotated[Path | None, PlainValidator(_program), WithJsonSchema({"type": "string", "minLength": 1})] = key(
         None, "The gateway's program; default: multitower-gateway beside Python's own program, or in PATH."
     )
+
+    @field_validator("tls", mode="before")
+    @classmethod
+    def _known_to_be_there(cls, value: object, info: ValidationInfo) -> object:
+        context_of(info).tls = None if value is not None else False
+        return value
+
+    @field_validator("tls")
+    @classmethod
+    def _known_to_be_right(cls, value: TlsConfig | None, info: ValidationInfo) -> TlsConfig | None:
+        context_of(info).tls = value is not None
+        return value
 
     @field_validator("grpc")
     @classmethod

@@ -166,8 +166,8 @@ def _check(root: Node, problems: list[Problem], path: Path, *, strict: bool) -> 
         config = Config.model_validate(data, context=context)
     except ValidationError as error:
         problems += to_problems(error, root, _TREE, {problem.location for problem in problems})
-    if config is None or problems:
-        raise ConfigError(_in_file_order(problems))
+    if config is None or problems or context.problems_elsewhere:
+        raise ConfigError([*_in_file_order(problems), *context.problems_elsewhere])
     not_yet: dict[str, Problem] = {}
     for index, model in enumerate(config.models):
         for key_name in ("path", "warmup", "custom_ops"):
@@ -175,7 +175,7 @@ def _check(root: Node, problems: list[Problem], path: Path, *, strict: bool) -> 
             if message is not None:
                 location = ("models", index, key_name)
                 not_yet.setdefault(model.name, Problem(root.find(location), location, message))
-    config.record_source(path, not_yet)
+    config.record_source(path, not_yet, context.principals)
     return config
 
 

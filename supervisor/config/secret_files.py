@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import zmq
-from zmq.utils import z85
 
 from .units import printable
 
@@ -101,22 +100,16 @@ def check_key(key: str) -> None:
     """
     if len(key) != KEY_CHARACTERS or not key.isascii():
         raise ValueError(f"must have {KEY_CHARACTERS} characters, not {len(key)}")
-    # A group of five characters above 2**32 is no error for zmq.utils.z85.
-    if any(character not in _Z85 for character in key) or len(z85.decode(key)) != 32 or _overflows(key):
-        raise ValueError("is not Z85")
-
-
-_Z85: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
-
-
-def _overflows(key: str) -> bool:
     for start in range(0, KEY_CHARACTERS, 5):
         value = 0
         for character in key[start : start + 5]:
-            value = value * 85 + _Z85.index(character)
-        if value >= 1 << 32:
-            return True
-    return False
+            digit = _Z85.find(character)
+            value = value * 85 + digit
+            if digit < 0 or value >= 1 << 32:  # five characters stand for 32 bits
+                raise ValueError("is not Z85")
+
+
+_Z85: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 
 
 def _read(path: Path, what: str, *, forbidden: int, limit: int) -> str:
@@ -128,26 +121,29 @@ def _read(path: Path, what: str, *, forbidden: int, limit: int) -> str:
         raise GuardedFileError(f"{name} does not exist; it must hold {what}") from None
     except (OSError, ValueError) as error:
         raise GuardedFileError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise GuardedFileError(f"{name} is not a regular file")
-        if status.st_uid not in (0, os.geteuid()):
-            raise GuardedFileError(
-                f"{name} belongs to user {status.st_uid}; it must belong to user {os.geteuid()}, who runs this, "
-                "or to root"
-            )
-        if status.st_mode & forbidden:
-            mode, better = stat.S_IMODE(status.st_mode), stat.S_IMODE(status.st_mode) & ~forbidden
-            done = "use" if forbidden == _OTHERS else "write"
-            raise GuardedFileError(f"others may {done} {name} (mode {mode:04o}): chmod {better:04o} {name}")
-        try:
+    try:
+        _check_owner(os.fstat(descriptor), name, forbidden)
+        with open(descriptor, "rb", closefd=False) as file:
             data = file.read(limit + 1)
-        except OSError as error:
-            raise GuardedFileError(f"{name} cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise GuardedFileError(f"{name} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise GuardedFileError(f"{name} is over {limit >> 10} KiB")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise GuardedFileError(f"{name} is not UTF-8") from None
+
+
+def _check_owner(status: os.stat_result, name: str, forbidden: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise GuardedFileError(f"{name} is not a regular file")
+    if status.st_uid not in (0, os.geteuid()):
+        wanted = f"user {os.geteuid()}, who runs this, or to root"
+        raise GuardedFileError(f"{name} belongs to user {status.st_uid}; it must belong to {wanted}")
+    if status.st_mode & forbidden:
+        mode, better = stat.S_IMODE(status.st_mode), stat.S_IMODE(status.st_mode) & ~forbidden
+        done = "use" if forbidden == _OTHERS else "write"
+        raise GuardedFileError(f"others may {done} {name} (mode {mode:04o}): chmod {better:04o} {name}")

@@ -89,13 +89,29 @@ def parse_memory(value: object) -> MemoryLimit:
     return MemoryLimit(size=size)
 
 
-def parse_endpoint(value: object, folder: Path, *, insecure: bool | None) -> str:
+def either(one: bool | None, other: bool | None) -> bool | None:
+    """Whether one of two settings is true; None if that cannot be known, as one of them is wrong itself."""
+    if one or other:
+        return True
+    return None if one is None or other is None else False
+
+
+def both(one: bool | None, other: bool | None) -> bool | None:
+    """Whether both of two settings are true; None if that cannot be known, as one of them is wrong itself."""
+    if one is False or other is False:
+        return False
+    return None if one is None or other is None else True
+
+
+def parse_endpoint(value: object, folder: Path, *, guarded: bool | None, locks: str = "security.curve") -> str:
     """Parses a ZeroMQ endpoint to bind.
 
     Args:
         value: `ipc://PATH` or `tcp://HOST:PORT`; the port may be `*`.
         folder: the configuration file's, where relative ipc paths start.
-        insecure: whether addresses that other machines can reach are allowed; None if that setting is wrong itself.
+        guarded: whether addresses that other machines can reach are allowed, by locks or by `insecure`; None if a
+            setting that decides it is wrong itself.
+        locks: the keys of the locks that allow them.
     """
     if not isinstance(value, str):
         raise ValueError(f"must be an endpoint, as in tcp://127.0.0.1:5555, not {short_repr(value)}")
@@ -109,10 +125,10 @@ def parse_endpoint(value: object, folder: Path, *, insecure: bool | None) -> str
     host, port = match.groups()
     if port != "*" and not 1 <= int(port) <= 65535:
         raise ValueError(f"the port {port} must be 1 to 65535, or * for any free one")
-    if insecure is False and not is_loopback(host):
+    if guarded is False and not is_loopback(host):
         raise ValueError(
             f"{host} can be reached from other machines, without encryption or authorisation; "
-            "use 127.0.0.1, or set 'insecure: true' to allow it"
+            f"use 127.0.0.1, add {locks}, or set 'insecure: true' to allow it"
         )
     return value
 

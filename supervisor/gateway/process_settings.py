@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
+from ..config.config import Config
 from ..config.gateway import GatewayConfig
 from ..loop.runtime_dir import RuntimeDir
 from ..settings import Settings
@@ -42,8 +43,21 @@ def process_settings(
         "operate": config.operate,
         "threads": config.threads,
         "listeners": listeners.to_json(),
+        **_locks(settings.config),
         "limits": _limits(config, settings.config.drain_timeout, max(settings.timeouts.values(), default=0.0)),
     }
+
+
+def _locks(config: Config) -> dict[str, Any]:
+    """Whether clients need credentials, and the files of TLS, which the process reads again when they change."""
+    locks: dict[str, Any] = {}
+    if config.security is not None:
+        locks["security"] = True
+    tls = config.gateway.tls if config.gateway is not None else None
+    if tls is not None:
+        files = {"certificate": tls.certificate, "private_key": tls.private_key, "client_ca": tls.client_ca}
+        locks["tls"] = {name: str(path) for name, path in files.items() if path is not None}
+    return locks
 
 
 def _limits(config: GatewayConfig, drain_timeout_s: float, request_timeout_s: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from multitower.spec import ModelSpec
 
+from ..config.security import SecurityConfig
 from ..loop.log import event
 from ..machine.placement import Placement
 from ..observability.tracing import why_impossible
@@ -46,9 +47,17 @@ def unchangeable(old: Settings, new: Settings) -> str | None:
     else:
         keys = UNCHANGEABLE_OF_GATEWAY
         changed += [f"gateway.{key}" for key in keys if getattr(gateway, key) != getattr(new_gateway, key)]
+    changed += _changed_locks(old.config.security, new.config.security)
     if changed:
         return f"{', '.join(changed)} cannot change while the daemon runs: restart it"
     return why_impossible(new.config.tracing)
+
+
+def _changed_locks(old: SecurityConfig | None, new: SecurityConfig | None) -> list[str]:
+    """Returns the keys of `security` that a running daemon cannot change; principals are none of them."""
+    if old is None or new is None:
+        return ["security"] if old is not new else []
+    return ["security.curve"] if old.curve != new.curve else []
 
 
 class Reload:

@@ -115,7 +115,7 @@ def test_the_document_lists_no_unknown_key() -> None:
     assert set(rows()) - set(LEAVES) == {"devices.cpu"}
 
 
-COMMENTED = ("gateway", "request_log", "tracing")
+COMMENTED = ("gateway", "request_log", "security", "tracing")
 """Sections that are commented out in tuning.yaml: there are none by default."""
 
 
@@ -134,12 +134,23 @@ def test_tuning_lists_every_key_with_its_default(key: str) -> None:
 def test_a_commented_section_of_tuning_has_every_key_with_its_default(title: str) -> None:
     commented = re.search(rf"^# {title}:\n(#   .*\n)+", TUNING.read_text(), re.MULTILINE)
     assert commented is not None
-    section = plain(re.sub(r"^# ?", "", commented[0], flags=re.MULTILINE))[title]
+    flat = flatten(plain(re.sub(r"^# ?", "", commented[0], flags=re.MULTILINE))[title])
     keys = [key for key in LEAVES if key.startswith(f"{title}.")]
     for name, part in ((key.removeprefix(f"{title}."), LEAVES[key]) for key in keys):
-        value = section.pop(name)
+        value = flat.pop(name)
         assert value == part.get("default", value)
-    assert section == {}
+    assert flat == {}
+
+
+def flatten(section: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a section and of those in it, as `curve.secret_key`."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": each for inner, each in flatten(value).items()}
+        else:
+            found[name] = value
+    return found
 
 
 def test_the_document_lists_every_exit_code() -> None:

@@ -1,7 +1,7 @@
 """The snippets of the documentation are right: configurations load, Python compiles, JSON can be read.
 
-A block of YAML is a configuration, or some of its keys: where it has no `models`, they are added to the smallest
-configuration there is. Models that it names are made as empty ones, in a temporary folder.
+A block of YAML is a file of principals, a configuration, or some of its keys: where it has no `models`, they are added
+to the smallest configuration there is. Models that it names are made as empty ones, in a temporary folder.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_locks import make_locks, write_certificate
 from pages import PAGES, Block, blocks
 
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.loading import load
+from multitower.supervisor.config.principals import read_principals
 from multitower.supervisor.config.yaml_reader import Reader
 
 MODELS = "models: [{name: digits, path: models/digits}]\n"
@@ -50,6 +52,8 @@ def loaded(text: str, folder: Path) -> Config:
     """The configuration of a snippet, with the models that it names made in `folder`."""
     if "models" not in parsed(text):
         text += MODELS
+    make_locks(folder)
+    write_certificate(folder)
     for path in sorted({str(model["path"]) for model in parsed(text)["models"] if "path" in model}):
         if path.startswith("/"):
             text = text.replace(f"path: {path}", f"path: {folder}{path}")
@@ -66,6 +70,12 @@ def loaded(text: str, folder: Path) -> Config:
 
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
 def test_configurations_load(block: Block, tmp_path: Path) -> None:
+    if "principals" in parsed(block.text):
+        file = tmp_path / "principals.yaml"
+        file.write_text(block.text)
+        file.chmod(0o644)
+        assert read_principals(file).by_name
+        return
     config = loaded(block.text, tmp_path)
     for model in config.models:
         assert model.path is None or model.path.is_relative_to(tmp_path)

@@ -1,0 +1,143 @@
+"""The sections `security` and `gateway.tls`: who gets in, and the keys with which connections are encrypted.
+
+The files that they name are examined when the configuration is read, so that `multitower check` and a reload find what
+is wrong with them.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import PlainValidator, ValidationInfo, WithJsonSchema, field_validator
+
+from ..loop.bounded_call import call_within
+from .fields import Section, context_of, key
+from .principals import read_principals
+from .secret_files import GuardedFileError, read_curve_keys, read_secret
+from .source import ConfigError
+from .units import printable, short_repr
+from .values import ANSWER_S
+
+T = TypeVar("T")
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"must be the path of a file, not {short_repr(value)}")
+    return Path(os.path.normpath(context_of(info).folder / value))
+
+
+def _answered(path: Path, read: Callable[[], T]) -> T:
+    """Reads a file whose file system may not answer."""
+    try:
+        return call_within(ANSWER_S, read)
+    except TimeoutError as late:
+        raise ValueError(f"{printable(path)} cannot be read: its file system gave {late}") from late
+
+
+def _curve_secret(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    _answered(path, partial(read_curve_keys, path))
+    return path
+
+
+def _principals(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    context = context_of(info)
+    try:
+        context.principals = _answered(path, partial(read_principals, path))
+    except ConfigError as error:
+        # They have positions in that file.
+        context.problems_elsewhere += error.problems
+    return path
+
+
+def _certificate(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    _answered(path, partial(_check_certificates, path))
+    return path
+
+
+def _optional_certificate(value: object, info: ValidationInfo) -> Path | None:
+    return None if value is None else _certificate(value, info)
+
+
+def _check_certificates(path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        raise ValueError(f"{printable(path)} holds no certificate in PEM") from None
+    except OSError as error:
+        raise ValueError(f"{printable(path)} cannot be read: {error.strerror}") from None
+
+
+def _private_key(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    certificate = info.data.get("certificate")  # missing if it is wrong itself
+    _answered(path, partial(_check_private_key, path, certificate))
+    return path
+
+
+def _check_private_key(path: Path, certificate: Path | None) -> None:
+    if "PRIVATE KEY-----" not in read_secret(path, "a private key in PEM"):
+        raise GuardedFileError(f"{printable(path)} holds no private key in PEM")
+    if certificate is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, path, password=_no_password)
+    except ssl.SSLError as error:
+        why = (error.reason or "").replace("_", " ").lower()
+        raise ValueError(f"{printable(path)} cannot be used with {printable(certificate)}: {why}") from None
+    except OSError as error:
+        raise ValueError(f"{printable(path)} cannot be read: {error.strerror}") from None
+
+
+def _no_password() -> str:
+    raise ValueError("the private key is encrypted; nobody is there to enter its password")
+
+
+_FILE = WithJsonSchema({"type": "string", "minLength": 1})
+
+
+class CurveConfig(Section):
+    """CURVE, the encryption of ZeroMQ, for all tcp endpoints of `listen`."""
+
+    secret_key: Annotated[Path, PlainValidator(_curve_secret), _FILE] = key(
+        ..., "The file with the daemon's secret key, which nobody else may read: `multitower keys new --server`."
+    )
+
+
+class SecurityConfig(Section):
+    """Who may do what. With this section every client needs credentials, except local users on Unix sockets."""
+
+    curve: CurveConfig | None = key(None, "Encryption of the tcp endpoints of `listen`; required where there is one.")
+    principals: Annotated[Path, PlainValidator(_principals), _FILE] = key(
+        ..., "The YAML file with the principals, their keys, roles and models; a reload reads it again."
+    )
+
+    @field_validator("curve")
+    @classmethod
+    def _noted(cls, value: CurveConfig | None, info: ValidationInfo) -> CurveConfig | None:
+        context_of(info).curve = value is not None
+        return value
+
+
+class TlsConfig(Section):
+    """TLS for all tcp addresses of the gateway. Its files are read again when they change."""
+
+    certificate: Annotated[Path, PlainValidator(_certificate), _FILE] = key(
+        ..., "The certificate in PEM, with those of intermediate authorities behind it."
+    )
+    private_key: Annotated[Path, PlainValidator(_private_key), _FILE] = key(
+        ..., "Its private key in PEM, which nobody else may read."
+    )
+    client_ca: Annotated[Path | None, PlainValidator(_optional_certificate), _FILE] = key(
+        None, "Certificates of authorities, in PEM: clients may show a certificate by one of them, CN the principal."
+    )
