@@ -1,0 +1,147 @@
+"""Bearer tokens of clients of the gateway, and the hashes of them that a file of principals holds.
+
+A token is `NAME.SECRET`. The name chooses the principal whose hashes are compared, so checking a token costs one hash
+however many principals there are. The secret has 256 random bits. A hash is written in the form that password files
+use: `$scrypt$ln=14,r=8,p=1$SALT$HASH`, where `ln` is the binary logarithm of scrypt's cost, and SALT and HASH are in
+base64 without padding.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Final
+
+NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+"""The name of a principal."""
+
+MAX_TOKEN: Final = 256
+"""Characters that a token may have; a longer one is refused without being looked at."""
+
+_SECRET_BYTES: Final = 32
+_SALT_BYTES: Final = 16
+_HASH_BYTES: Final = 32
+_COST_LOG2: Final = 14
+_BLOCKS: Final = 8
+
+_FORM: Final = re.compile(
+    r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})\$([A-Za-z0-9+/]{1,88})\$([A-Za-z0-9+/]{1,88})", re.ASCII
+)
+_LEAST_COST_LOG2: Final = 10
+_MAX_MEMORY: Final = 64 << 20
+"""Bytes of memory that one hash may take."""
+
+_MAX_WORK: Final = 1 << 20
+"""Cost times blocks times passes of one hash at most: about a third of a second."""
+
+
+class TokenHashError(ValueError):
+    """What should be the hash of a token is none; the message says why, and does not repeat it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHash:
+    """The hash of a token's secret.
+
+    Attributes:
+        cost_log2: the binary logarithm of scrypt's cost N.
+        blocks: scrypt's block size r.
+        passes: scrypt's parallelisation p.
+        salt: random bytes.
+        digest: the hash.
+    """
+
+    cost_log2: int
+    blocks: int
+    passes: int
+    salt: bytes
+    digest: bytes
+
+    @classmethod
+    def parse(cls, text: str) -> TokenHash:
+        """Reads a hash as a file of principals has it.
+
+        Raises:
+            TokenHashError: it is malformed, too weak, or would take too much memory or time to compare.
+        """
+        found = _FORM.fullmatch(text)
+        if found is None:
+            raise TokenHashError("must look like $scrypt$ln=14,r=8,p=1$SALT$HASH, as `multitower keys` writes it")
+        cost_log2, blocks, passes = (int(number) for number in found.groups()[:3])
+        salt, digest = (_from_base64(part) for part in found.groups()[3:])
+        if cost_log2 < _LEAST_COST_LOG2 or not blocks or not passes:
+            raise TokenHashError(f"is too weak: ln must be at least {_LEAST_COST_LOG2}, r and p at least 1")
+        # First: two to the power of a large ln would be a large number.
+        work = (blocks * passes) << min(cost_log2, 32)
+        if (128 * blocks) << min(cost_log2, 32) > _MAX_MEMORY or work > _MAX_WORK:
+            raise TokenHashError("would take too much memory or time to compare: ln=14,r=8,p=1 is enough")
+        if len(salt) < 8 or len(digest) < 16:
+            raise TokenHashError("is too weak: SALT must have at least 8 bytes, HASH at least 16")
+        return cls(cost_log2, blocks, passes, salt, digest)
+
+    def __str__(self) -> str:
+        parameters = f"ln={self.cost_log2},r={self.blocks},p={self.passes}"
+        return f"$scrypt${parameters}${_to_base64(self.salt)}${_to_base64(self.digest)}"
+
+    def matches(self, secret: str) -> bool:
+        """Whether this is the hash of a secret. It takes tens of milliseconds, and the same time in either case."""
+        return hmac.compare_digest(self._hash(secret), self.digest)
+
+    def _hash(self, secret: str) -> bytes:
+        return hashlib.scrypt(
+            secret.encode("utf-8", "surrogatepass"),
+            salt=self.salt,
+            n=1 << self.cost_log2,
+            r=self.blocks,
+            p=self.passes,
+            maxmem=_MAX_MEMORY + (1 << 20),  # OpenSSL counts a little more than the blocks
+            dklen=len(self.digest),
+        )
+
+
+def new_token(name: str) -> tuple[str, TokenHash]:
+    """Makes a token for a principal.
+
+    Args:
+        name: of the principal; see `NAME`.
+
+    Returns:
+        The token, which only its owner may know, and its hash for the file of principals.
+    """
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    return f"{name}.{secret}", hash_secret(secret)
+
+
+def hash_secret(secret: str) -> TokenHash:
+    """Returns a hash of a secret, with a new salt."""
+    unhashed = TokenHash(_COST_LOG2, _BLOCKS, 1, secrets.token_bytes(_SALT_BYTES), bytes(_HASH_BYTES))
+    return TokenHash(_COST_LOG2, _BLOCKS, 1, unhashed.salt, unhashed._hash(secret))
+
+
+def dummy_hash() -> TokenHash:
+    """Returns a hash that nothing matches, and that takes as long to compare as one that `new_token` makes."""
+    return TokenHash(_COST_LOG2, _BLOCKS, 1, secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_HASH_BYTES))
+
+
+def split_token(token: str) -> tuple[str, str] | None:
+    """Returns the name and the secret of a token; None for what is no token."""
+    if len(token) > MAX_TOKEN:
+        return None
+    name, dot, secret = token.partition(".")
+    return (name, secret) if dot and secret and NAME.fullmatch(name) else None
+
+
+def _to_base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii").rstrip("=")
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error:
+        raise TokenHashError("SALT and HASH must be base64") from None
