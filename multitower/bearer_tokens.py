@@ -123,9 +123,14 @@ def hash_secret(secret: str) -> TokenHash:
     return TokenHash(_COST_LOG2, _BLOCKS, 1, unhashed.salt, unhashed._hash(secret))
 
 
-def dummy_hash() -> TokenHash:
-    """Returns a hash that nothing matches, and that takes as long to compare as one that `new_token` makes."""
-    return TokenHash(_COST_LOG2, _BLOCKS, 1, secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_HASH_BYTES))
+def dummy_hash(like: TokenHash | None = None) -> TokenHash:
+    """Returns a hash that nothing matches.
+
+    Args:
+        like: the one that it takes as long to compare as; one that `new_token` makes if None.
+    """
+    cost_log2, blocks, passes = (_COST_LOG2, _BLOCKS, 1) if like is None else (like.cost_log2, like.blocks, like.passes)
+    return TokenHash(cost_log2, blocks, passes, secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_HASH_BYTES))
 
 
 def split_token(token: str) -> tuple[str, str] | None:

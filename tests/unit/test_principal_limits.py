@@ -1,0 +1,124 @@
+"""Limits of principals: a rate lets its burst and then its rate pass, and only so many requests are outstanding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from multitower.errors import MultitowerError
+from multitower.supervisor.security.limits import TokenBucket, Use, Uses
+
+
+@dataclass(frozen=True)
+class Principal:
+    name: str
+    max_outstanding: int | None = None
+    rate: float | None = None
+
+
+def answers(use: Use, times: list[float], infer: bool = True) -> list[int | None]:
+    """For each time the milliseconds after which the request may be sent again; None where it is accepted."""
+    found: list[int | None] = []
+    for now in times:
+        refusal = use.refusal(infer, now)
+        if refusal is not None:
+            assert (refusal.reason, refusal.code) == ("queue_full", "RESOURCE_EXHAUSTED")
+            assert refusal.details["limit"] == "rate"
+        found.append(None if refusal is None else refusal.details["retry_after_ms"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rate", "times", "expected"),
+    [
+        # The burst of a second, then one each tenth of a second.
+        (2.0, [0.0, 0.0, 0.0], [None, None, 500]),
+        (2.0, [0.0, 0.0, 0.25, 0.5, 0.5], [None, None, 250, None, 500]),
+        # A pause of any length gives one burst, not more.
+        (2.0, [1000.0, 1000.0, 1000.0, 5000.0, 5000.0, 5000.0], [None, None, 500, None, None, 500]),
+        # Less than one a second: a burst of one.
+        (0.5, [0.0, 0.0, 1.0, 2.0, 2.0], [None, 2000, 1000, None, 2000]),
+        # Refused requests use up nothing.
+        (1.0, [0.0, 0.5, 0.6, 0.7, 1.0], [None, 500, 400, 300, None]),
+        # A clock that stands still or goes back lets nothing more pass.
+        (1.0, [5.0, 5.0, 4.0, 6.0], [None, 1000, 1000, None]),
+        # Never 0: that would be no time to wait.
+        (5000.0, [0.0] * 5001, [None] * 5000 + [1]),
+    ],
+)
+def test_a_rate(rate: float, times: list[float], expected: list[int | None]) -> None:
+    use = Use()
+    use.set_limits(None, rate, 0.0)
+    assert answers(use, times) == expected
+    assert use.requests == len(times)
+    assert use.refused == sum(each is not None for each in expected)
+
+
+def test_a_rate_counts_requests_of_all_kinds_and_outstanding_ones_only_inference() -> None:
+    use = Use()
+    use.set_limits(1, 3.0, 0.0)
+    use.outstanding = 1
+    assert answers(use, [0.0, 0.0], infer=False) == [None, None]
+    refusal = use.refusal(True, 0.0)
+    assert refusal is not None
+    assert refusal.details == {"limit": "max_outstanding", "retry_after_ms": 50}
+    # It was refused before the rate was asked, so one is left.
+    assert answers(use, [0.0, 0.0], infer=False) == [None, 334]
+
+
+@pytest.mark.parametrize(
+    ("limit", "outstanding", "accepted"),
+    [(None, 10**6, True), (2, 0, True), (2, 1, True), (2, 2, False), (2, 3, False)],
+)
+def test_outstanding_requests(limit: int | None, outstanding: int, accepted: bool) -> None:
+    use = Use()
+    use.set_limits(limit, None, 0.0)
+    use.outstanding = outstanding
+    refusal = use.refusal(True, 0.0)
+    assert isinstance(refusal, MultitowerError) is not accepted
+    assert use.to_json() == {"requests": 1, "refused": int(not accepted), "outstanding": outstanding}
+
+
+def test_a_limit_that_stays_goes_on_and_one_that_changes_begins_anew() -> None:
+    uses = Uses()
+    uses.set_principals([Principal("a", rate=1.0), Principal("b", rate=1.0)], 0.0)
+    for name in ("a", "b"):
+        use = uses.of(name)
+        assert use is not None
+        assert answers(use, [0.0, 0.0]) == [None, 1000]
+    uses.set_principals([Principal("a", rate=1.0), Principal("b", rate=2.0)], 0.5)
+    a, b = uses.of("a"), uses.of("b")
+    assert a is not None
+    assert b is not None
+    assert answers(a, [0.5]) == [500]
+    assert answers(b, [0.5, 0.5, 0.5]) == [None, None, 500]
+
+
+def test_who_is_removed_and_comes_back_keeps_what_is_outstanding() -> None:
+    uses = Uses()
+    uses.set_principals([Principal("a", max_outstanding=1), Principal("b")], 0.0)
+    a, b = uses.of("a"), uses.of("b")
+    assert a is not None
+    assert b is not None
+    a.outstanding = 1
+    b.requests = 7
+    uses.set_principals([], 1.0)
+    assert list(uses.known()) == []
+    assert uses.of("b") is None
+    uses.set_principals([Principal("b"), Principal("a", max_outstanding=1)], 2.0)
+    assert uses.of("a") is a
+    assert a.refusal(True, 2.0) is not None
+    assert list(uses.known()) == ["b", "a"]
+    again = uses.of("b")
+    assert again is not None
+    assert again.requests == 0
+
+
+def test_a_bucket_is_full_again_after_a_pause() -> None:
+    bucket = TokenBucket(2.0, 4.0, 0.0)
+    assert bucket.full
+    assert bucket.take(0.0) == 0.0
+    assert not bucket.full
+    bucket.wait_s(10.0)
+    assert bucket.full
