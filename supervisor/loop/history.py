@@ -25,7 +25,21 @@ MAX_CAUSE: Final = 500
 MAX_TEXT: Final = 1500
 """Characters of all texts of one event together that are kept."""
 
-_KEPT_FIELDS: Final = ("slot", "pid", "model", "version", "versions", "why", "cause", "next", "away_s")
+_KEPT_FIELDS: Final = (
+    "slot",
+    "pid",
+    "model",
+    "version",
+    "versions",
+    "operation",
+    "principal",
+    "from",
+    "outcome",
+    "why",
+    "cause",
+    "next",
+    "away_s",
+)
 
 
 class EventKind(StrEnum):
@@ -40,6 +54,7 @@ class EventKind(StrEnum):
     RELOAD = "reload"  # the configuration was read again, with or without success
     MODEL = "model"  # an operator loaded or unloaded a model
     GATEWAY = "gateway"  # the gateway ended unexpectedly, could not be started, or serves again
+    AUDIT = "audit"  # somebody changed something, or asked for it
     VERSION = "version"  # other versions or files of a model are served, or could not be
 
 

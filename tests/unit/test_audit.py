@@ -1,0 +1,89 @@
+"""Audit: each operation that changes something leaves a line and an event: who, from where, what, and its outcome."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from multitower.errors import MultitowerError, Reason, make
+from multitower.supervisor.loop.history import EventHistory
+from multitower.supervisor.security.audit import REFUSED_AT_ONCE, REFUSED_PER_S, Audit
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.history = EventHistory()
+        self.audit = Audit(self.history, lambda: self.now)
+
+    def events(self) -> list[dict[str, Any]]:
+        found = [past.to_json(0.0) for past in self.history.events()]
+        return [{key: value for key, value in each.items() if key not in ("seq", "time", "age_s")} for each in found]
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_the_outcome_is_written_when_it_is_known_and_then_answered(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "multitower.audit")
+    answers: list[dict[str, Any] | MultitowerError] = []
+
+    def done(answer: dict[str, Any] | MultitowerError) -> None:
+        assert len(scene.events()) == 1
+        answers.append(answer)
+
+    watched = scene.audit.watch("load", "alice", "10.0.0.1:5", {"model_name": "digits", "token": "secret"}, done)
+    assert scene.events() == []
+    watched({"model_name": "digits"})
+    assert answers == [{"model_name": "digits"}]
+    expected = {"operation": "load", "principal": "alice", "from": "10.0.0.1:5", "outcome": "ok", "model": "digits"}
+    assert scene.events() == [
+        {"kind": "audit", "level": "info", "message": "audit: load by alice: ok", **expected},
+    ]
+    (record,) = caplog.records
+    assert record.getMessage() == "audit: load by alice: ok"
+    assert record.__dict__["fields"] == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        ({"slot": 3}, {"slot": 3}),
+        ({"gateway": True}, {}),
+        ({"model_name": "m" * 1000, "model_version": "2"}, {"model": "m" * 128, "version": "2"}),
+        ({"model_name": 7, "model_version": None, "slot": "x"}, {}),
+        ({}, {}),
+    ],
+)
+def test_what_an_operation_concerns(scene: Scene, header: dict[str, Any], what: dict[str, Any]) -> None:
+    scene.audit.note("restart", "local:0", "", header, None)
+    (event,) = scene.events()
+    known = ("kind", "level", "message", "operation", "principal", "outcome")
+    assert {key: value for key, value in event.items() if key not in known} == what
+
+
+def test_a_failure_has_its_reason_and_its_cause(scene: Scene) -> None:
+    error = make(Reason.ORDER_FAILED, "'digits' could not be loaded: no weights")
+    scene.audit.note("load", "alice", "", {"model_name": "digits"}, error)
+    (event,) = scene.events()
+    assert (event["level"], event["outcome"], event["cause"]) == ("warning", "order_failed", error.message)
+    assert event["message"] == "audit: load by alice: order_failed"
+
+
+def test_what_is_not_allowed_is_written_at_a_bounded_rate_and_what_is_done_always(scene: Scene) -> None:
+    for reason in (Reason.FORBIDDEN, Reason.UNAUTHENTICATED) * 20:
+        scene.audit.note("unload", "mallory", "", {}, make(reason, "no"))
+    assert len(scene.events()) == REFUSED_AT_ONCE
+    for _ in range(15):
+        scene.audit.note("unload", "alice", "", {}, None)
+    assert len(scene.events()) == REFUSED_AT_ONCE + 15
+    scene.now += 1 / REFUSED_PER_S
+    for _ in range(2):
+        scene.audit.note("unload", "mallory", "", {}, make(Reason.FORBIDDEN, "no"))
+    assert len(scene.events()) == REFUSED_AT_ONCE + 16
