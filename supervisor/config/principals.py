@@ -5,16 +5,16 @@ It is read with the configuration, by `multitower check` and by a reload, and is
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 from pydantic import Field, PlainValidator, ValidationError, field_validator
+
+from multitower.bearer_tokens import NAME, TokenHash
 
 from .errors import ValueProblems, drop_empty_keys, key_tree, to_problems
 from .fields import Count, Section, key, one_or_more
@@ -23,7 +23,6 @@ from .source import MAX_PROBLEMS, ConfigError, Problem
 from .units import short_repr
 from .yaml_reader import Reader
 
-PRINCIPAL_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
 ANONYMOUS: Final = "anonymous"
 RESERVED: Final = ("gateway", ANONYMOUS)
 """Names that no principal may have: they stand for something else in what the daemon writes."""
@@ -33,10 +32,6 @@ MAX_KEYS: Final = 4
 """Public keys, and hashes of tokens, that one principal may have at a time."""
 
 PATTERN_PATTERN: Final = r"^[A-Za-z0-9_.*?\[\]!-]{1,128}$"
-_HASH: Final = re.compile(r"\$scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([A-Za-z0-9+/]+=*)\$([A-Za-z0-9+/]+=*)")
-_LEAST_COST, _MOST_COST = 10, 17  # as powers of two; with r=8 the latter takes 128 MiB
-_MOST_BLOCK, _MOST_PARALLEL = 16, 4
-_LEAST_SALT, _LEAST_DIGEST, _MOST_BYTES = 8, 16, 128
 
 
 class Role(StrEnum):
@@ -45,16 +40,6 @@ class Role(StrEnum):
     INFER = "infer"
     OBSERVE = "observe"
     OPERATE = "operate"
-
-
-class TokenHash(NamedTuple):
-    """A bearer token's secret as scrypt stores it: parameters for `hashlib.scrypt`, salt and digest."""
-
-    n: int
-    r: int
-    p: int
-    salt: bytes
-    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,26 +92,14 @@ def parse_token_hash(value: object) -> TokenHash:
     """Parses the hash of a token, as `multitower keys new --token` prints it.
 
     Raises:
-        ValueError: it is no such hash, or one that is too weak, or takes too much memory to verify.
+        ValueError: it is no such hash, or one that is too weak, or takes too much memory or time to compare.
     """
     # Messages do not repeat the value: a token may have been written in its place.
-    found = _HASH.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        raise ValueError("must be $scrypt$ln=N,r=N,p=N$SALT$HASH, as `multitower keys new --token` prints it")
-    cost, block, parallel = (int(number) for number in found.groups()[:3])
-    if not (_LEAST_COST <= cost <= _MOST_COST and 1 <= block <= _MOST_BLOCK and 1 <= parallel <= _MOST_PARALLEL):
-        raise ValueError(f"ln must be {_LEAST_COST} to {_MOST_COST}, r 1 to {_MOST_BLOCK} and p 1 to {_MOST_PARALLEL}")
-    try:
-        salt, digest = (base64.b64decode(text + "=" * (-len(text) % 4), validate=True) for text in found.groups()[3:])
-    except binascii.Error:
-        raise ValueError("salt or hash is not base64") from None
-    if not (_LEAST_SALT <= len(salt) <= _MOST_BYTES and _LEAST_DIGEST <= len(digest) <= _MOST_BYTES):
-        raise ValueError(f"the salt needs {_LEAST_SALT} bytes and the hash {_LEAST_DIGEST}, at least")
-    return TokenHash(1 << cost, block, parallel, salt, digest)
+    return TokenHash.parse(value if isinstance(value, str) else "")
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(PRINCIPAL_PATTERN, value):
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ValueError(f"{short_repr(value)} is not a name: 1 to 64 letters, digits, '_' and '-'")
     if value in RESERVED:
         raise ValueError(f"{value} is reserved: no principal may have this name")
