@@ -14,6 +14,7 @@ from multitower.errors import MultitowerError, Reason, make
 
 from ..scheduling.request import Plan, Request, SharedRequest
 from ..scheduling.scheduler import Scheduler
+from ..security.limits import Use
 from .front_socket import FrontSocket
 from .recent import RefusedRequests
 from .regions import Regions, refusal
@@ -64,7 +65,9 @@ class Admission:
         self._look_at = 0.0  # when `refuse_waiting` looks at the queues next
         self._look_interval_s = REFRESH_S
 
-    def admit(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+    def admit(
+        self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any], use: Use | None = None
+    ) -> None:
         """Submits a request for inference to the scheduler.
 
         Args:
@@ -72,6 +75,7 @@ class Admission:
             address: of its client.
             id: of the request.
             body: the frames of the request, its kind and id included.
+            use: counts what the principal has outstanding that sent it; None without one.
 
         Raises:
             MultitowerError: it is refused.
@@ -93,21 +97,24 @@ class Admission:
             if self._unread.total >= self._unread.half:
                 self.check_unread(front, address, plan.model)
             if plan.shared is not None:
-                self._admit_shared(front, address, id, plan, body)
-                return
-            check_frames(plan, sizes)
-            frames = [body[3 + index] for index in plan.order]
-            request = Request((front, address), id, plan, frames, size, time.monotonic())
+                request = self._make_shared(front, address, id, plan, body)
+            else:
+                check_frames(plan, sizes)
+                frames = [body[3 + index] for index in plan.order]
+                request = Request((front, address), id, plan, frames, size, time.monotonic())
             self._scheduler.submit(request)
         except MultitowerError as error:
             self._refused.add_of_model(plan.model, error.reason)
             raise
+        if use is not None:
+            request.owner = use
+            use.outstanding += 1
         if self.on_accepted:
             self._observe(request)
 
-    def _admit_shared(
+    def _make_shared(
         self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]
-    ) -> None:
+    ) -> Request:
         now = time.monotonic()
         if not front.local:
             raise refusal(plan, "this endpoint is not ipc")
@@ -116,10 +123,7 @@ class Admission:
         self.check_size(sum(sizes) + len(body[2]))
         check_frames(plan, sizes)
         in_order = [tensors[index] for index in plan.order]
-        request = SharedRequest((front, address), id, plan, in_order, sum(sizes), now, output_areas)
-        self._scheduler.submit(request)
-        if self.on_accepted:
-            self._observe(request)
+        return SharedRequest((front, address), id, plan, in_order, sum(sizes), now, output_areas)
 
     def _observe(self, request: Request) -> None:
         for observe in tuple(self.on_accepted):  # one of them may end itself

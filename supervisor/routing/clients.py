@@ -172,6 +172,8 @@ class Clients:
         now = time.monotonic()
         for reply in replies:
             request = reply.request
+            if request.owner is not None:
+                request.owner.outstanding -= 1
             try:
                 self._send_reply(request, reply.answer, now)
             except Exception as error:  # noqa: BLE001  it is logged

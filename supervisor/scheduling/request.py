@@ -161,6 +161,7 @@ class Request:
         runs: the batches with the request or its parts that a worker has answered; recorded only where requests are
             observed.
         version: of the model, as served by the worker that it was last sent to; "" before that.
+        owner: the principal whose requests the router counts this one among, until its reply; None for none.
     """
 
     __slots__ = (
@@ -169,6 +170,7 @@ class Request:
         "deaths",
         "frames",
         "id",
+        "owner",
         "parent",
         "phase",
         "plan",
@@ -206,6 +208,7 @@ class Request:
         self.tick = 0
         self.runs: tuple[BatchRun, ...] = ()
         self.version = ""
+        self.owner: Any = None
 
     @property
     def whole(self) -> Request:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
+from fake_front import ADDRESS, FakeFront
 
+from multitower import batch_results, wire, worker_wire
 from multitower.errors import MultitowerError
+from multitower.spec import ModelReport
+from multitower.supervisor.routing.router import Router
+from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.security.limits import TokenBucket, Use, Uses
 
 
@@ -122,3 +128,63 @@ def test_a_bucket_is_full_again_after_a_pause() -> None:
     assert not bucket.full
     bucket.wait_s(10.0)
     assert bucket.full
+
+
+class Connection:
+    """Stands for the connection to a worker."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[Any]] = []
+
+    def send(self, message: list[Any]) -> None:
+        self.sent.append(message)
+
+
+class Routed:
+    """A router with one worker for a model `m`, whose batches have one row, and the use of one principal."""
+
+    def __init__(self) -> None:
+        self.use = Use()
+        self.router = Router({"m": QueueLimits(4, 1 << 20)}, {"m": 60.0}, 1 << 20)
+        self.connection = Connection()
+        self.route = self.router.add_worker(
+            0, "cpu:0", cast(Any, self.connection), [ModelReport(name="m", max_batch_size=1)], {}, 1.0
+        )
+
+    def ask(self, id: bytes, header: bytes | None = None, rows: int = 1) -> FakeFront:
+        header = header or wire.infer_header("m", [wire.Tensor("x", "UINT8", (rows, 1))], timeout_us=50_000_000)
+        front = FakeFront(None)
+        body = [wire.INFER, id, header, bytes(rows)]
+        self.router._admission.admit(cast(Any, front), ADDRESS, id, body, self.use)
+        return front
+
+    def answer(self) -> None:
+        self.router.flush(1.0)
+        head = worker_wire.read_batch_head(self.connection.sent[-1][0])
+        answers: list[list[Any] | bytes] = [[b'{"outputs":[]}'] for _ in head.rows]
+        timing = batch_results.Timing(10, 20, 30)
+        self.router.handle_result(self.route, batch_results.result(head.batch_id, answers, timing))
+        self.router.flush(1.0)
+
+
+def test_a_request_is_outstanding_until_its_reply_however_it_ends() -> None:
+    made = Routed()
+    fronts = [made.ask(b"1"), made.ask(b"2"), made.ask(b"split", rows=2), made.ask(b"4")]
+    assert made.use.outstanding == 4
+    with pytest.raises(MultitowerError, match="queue_full"):
+        made.ask(b"one too many")
+    with pytest.raises(MultitowerError, match="model_unknown"):
+        made.ask(b"5", wire.infer_header("nobody", [wire.Tensor("x", "UINT8", (1, 1))]))
+    assert made.use.outstanding == 4
+    made.answer()
+    assert made.use.outstanding == 3
+    made.router.scheduler.cancel((fronts[3], ADDRESS), b"4")
+    made.router.flush(1.0)
+    assert made.use.outstanding == 2
+    made.answer()
+    made.answer()
+    assert made.use.outstanding == 1, "the second half of the split request is missing"
+    made.router.scheduler.abandon("the daemon ends")
+    made.router.flush(1.0)
+    assert made.use.outstanding == 0
+    assert [len(front.replies) for front in fronts] == [1, 1, 1, 1]
