@@ -215,6 +215,12 @@ GATEWAY_RECEIVED: Final = Metric(
 GATEWAY_SENT: Final = Metric(
     "multitower_gateway_sent_bytes_total", Kind.COUNTER, "Bytes that the gateway sent to clients."
 )
+AUTHENTICATION_FAILURES: Final = Metric(
+    "multitower_authentication_failures_total",
+    Kind.COUNTER,
+    "Clients that could not show who they are, by the interface and by why. With security configured only.",
+    ("interface", "reason"),
+)
 
 
 def families(snapshot: Snapshot) -> list[Family]:
@@ -229,6 +235,7 @@ def families(snapshot: Snapshot) -> list[Family]:
         *_of_devices(snapshot.gpus),
         *_of_daemon(snapshot),
         *(_of_gateway(snapshot.gateway) if snapshot.gateway is not None else ()),
+        *(_of_locks(snapshot.authentication_failures) if snapshot.authentication_failures is not None else ()),
     ]
 
 
@@ -307,6 +314,10 @@ def _of_gateway(counts: Counts) -> list[Family]:
         _single(GATEWAY_RECEIVED, counts.received_bytes),
         _single(GATEWAY_SENT, counts.sent_bytes),
     ]
+
+
+def _of_locks(failures: Mapping[tuple[str, str], int]) -> list[Family]:
+    return [Family(AUTHENTICATION_FAILURES, [(key, (count,)) for key, count in failures.items()])]
 
 
 def _of_daemon(snapshot: Snapshot) -> list[Family]:

@@ -20,6 +20,7 @@ from ..routing.endpoints import Endpoints
 from ..routing.router import Router
 from ..routing.statistics import ModelStatistics
 from ..routing.worker_totals import WorkerTotals
+from ..security.locks import Locks
 from ..settings import ActiveSettings
 from ..workers.exit_cause import DeathKind
 from ..workers.manager import WorkerManager
@@ -142,6 +143,7 @@ class Snapshot:
         spans_exported: spans of requests that a collector has taken.
         spans_dropped: spans that no collector has got.
         compatibility: the systems whose names are added.
+        authentication_failures: by interface and reason; None without locks.
     """
 
     version: str
@@ -162,6 +164,7 @@ class Snapshot:
     spans_exported: int
     spans_dropped: int
     compatibility: tuple[str, ...]
+    authentication_failures: Mapping[tuple[str, str], int] | None
 
 
 class SnapshotReader:
@@ -179,6 +182,7 @@ class SnapshotReader:
         endpoints: the daemon's; None where there are none.
         gateway: the daemon's; None where none is configured.
         tracing: the daemon's; None where there is none.
+        locks: the daemon's; None where there are none.
     """
 
     def __init__(
@@ -192,6 +196,7 @@ class SnapshotReader:
         endpoints: Endpoints | None = None,
         gateway: Gateway | None = None,
         tracing: Tracing | None = None,
+        locks: Locks | None = None,
     ) -> None:
         self._router = router
         self._manager = manager
@@ -201,6 +206,7 @@ class SnapshotReader:
         self._endpoints = endpoints
         self._gateway = gateway
         self._tracing = tracing
+        self._locks = locks
         self._version = version("multitower")
         self._compiled = compiled()
 
@@ -232,6 +238,7 @@ class SnapshotReader:
             spans_exported=self._tracing.exported if self._tracing is not None else 0,
             spans_dropped=self._tracing.dropped if self._tracing is not None else 0,
             compatibility=self._settings.current.config.metrics.compatibility,
+            authentication_failures=dict(self._locks.failures.counts) if self._locks is not None else None,
         )
 
     def _copy_versions(self, model: str) -> list[VersionSnapshot]:

@@ -26,6 +26,7 @@ from ..routing.recent import RecentCounts
 from ..routing.router import Router
 from ..routing.routes import Route
 from ..routing.statistics import ModelStatistics
+from ..security.locks import Locks
 from ..settings import ActiveSettings
 from ..workers.manager import WorkerManager
 from ..workers.output import Source
@@ -57,6 +58,7 @@ class StatusReporter:
         endpoints: the daemon's; None leaves `control` and `connections` `null`.
         gateway: the daemon's; None where none is configured.
         tracing: the daemon's; None leaves the figures `null`.
+        locks: the daemon's; None where there are none.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class StatusReporter:
         endpoints: Endpoints | None = None,
         gateway: Gateway | None = None,
         tracing: Tracing | None = None,
+        locks: Locks | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._readiness = readiness
@@ -89,6 +92,7 @@ class StatusReporter:
         self._endpoints = endpoints
         self._gateway = gateway
         self._tracing = tracing
+        self._locks = locks
         self._version = version("multitower")
         self._compiled = compiled()
 
@@ -171,6 +175,8 @@ class StatusReporter:
             "connections": self._report_connections(),
             "gateway": self._gateway.report(now) if self._gateway is not None else None,
             "tracing": self._tracing.report() if self._tracing is not None else None,
+            "insecure": self._settings.current.config.insecure,
+            "principals": self._locks.report() if self._locks is not None else None,
             "waiting": self._waiting(),
             "quarantine": [
                 {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}

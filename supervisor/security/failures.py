@@ -42,7 +42,7 @@ class Failures:
     """
 
     def __init__(self, now: float) -> None:
-        self.counts: dict[tuple[str, Failure], int] = {}
+        self.counts: dict[tuple[str, str], int] = {}
         self._bucket = TokenBucket(LOGGED_PER_S, LOGGED_AT_ONCE, now)
         self._not_logged = 0
 
@@ -57,7 +57,7 @@ class Failures:
             principal: who was claimed; only the name of a real principal. Anything else may be a part of a secret that
                 was sent in the wrong place.
         """
-        key = (interface, failure)
+        key = (interface, failure.value)
         self.counts[key] = self.counts.get(key, 0) + 1
         if self._bucket.take(now):
             self._not_logged += 1

@@ -6,7 +6,7 @@ The router asks before it admits a request. Rules only: times go in, and what to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from multitower.errors import MultitowerError, Reason, make
@@ -153,7 +153,6 @@ class Uses:
 
     def __init__(self) -> None:
         self._by_name: dict[str, Use] = {}
-        self._known: tuple[str, ...] = ()
 
     def set_principals(self, principals: Iterable[Limited], now: float) -> None:
         """Sets who is limited, and how.
@@ -167,7 +166,6 @@ class Uses:
             use = self._by_name.get(principal.name) or Use()
             use.set_limits(principal.max_outstanding, principal.rate, now)
             kept[principal.name] = use
-        self._known = tuple(kept)
         for name, use in self._by_name.items():
             if use.outstanding:
                 kept.setdefault(name, use)
@@ -176,7 +174,3 @@ class Uses:
     def of(self, name: str) -> Use | None:
         """What a principal has asked for; None for a name that is none."""
         return self._by_name.get(name)
-
-    def known(self) -> Mapping[str, Use]:
-        """Those of the present principals, by name, in the order of their file."""
-        return {name: self._by_name[name] for name in self._known}

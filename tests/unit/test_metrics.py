@@ -38,6 +38,8 @@ from multitower.supervisor.workers.exit_cause import DeathKind, ExitCause, Fault
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
 
+FAILURES = {("http", "wrong_token"): 3, ("mt1", "unknown_key"): 1}
+
 
 def snapshot_of(folder: Path, **changes: Any) -> Snapshot:
     """A snapshot with all that can be in one."""
@@ -45,7 +47,9 @@ def snapshot_of(folder: Path, **changes: Any) -> Snapshot:
     gpu = GpuUsage(True, 3 << 30, 5 << 30, 40, {}, 8 << 30, 123.4, 56, 1e6)
     gateway = Counts(2, 1, 9, 1, 1000, 2000, {("open_inference_grpc", "OK"): 8, ("operations", "404"): 1})
     snapshot = daemon.operations.snapshots.take(daemon.scene.now)
-    return replace(snapshot, **{"gpus": {"GPU-1": gpu}, "gateway": gateway, **changes})
+    return replace(
+        snapshot, **{"gpus": {"GPU-1": gpu}, "gateway": gateway, "authentication_failures": FAILURES, **changes}
+    )
 
 
 def text_of(snapshot: Snapshot, format: str = wire.PROMETHEUS) -> str:

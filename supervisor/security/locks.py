@@ -1,0 +1,105 @@
+"""The locks of a daemon: all that decides who may do what, and how much, in one place.
+
+A daemon without `security` in its configuration has none of it, and pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..config.principals import ANONYMOUS, Principal, Principals
+from ..loop.background import BackgroundJobs
+from ..loop.history import EventHistory
+from .audit import Audit
+from .authorisation import Authorisation
+from .failures import Failures
+from .handles import Authenticator, Handles
+from .limits import Uses
+from .peers import NOBODY, Peer, Peers
+from .tokens import TokenVerifier
+
+_ANONYMOUS = ANONYMOUS.encode("ascii")
+
+
+class Locks:
+    """The locks of a daemon. For the loop's thread.
+
+    Args:
+        principals: those in force.
+        background: runs what takes long.
+        history: gets the events of the audit.
+        clock: returns monotonic seconds.
+
+    Attributes:
+        principals: those in force.
+        peers: finds who sent a message, by its key or its user.
+        authorisation: decides what they may do.
+        uses: what principals have asked for, and their limits.
+        failures: counts failed authentications.
+        authenticator: answers the gateway, which asks for its clients.
+        audit: writes who changed what.
+    """
+
+    def __init__(
+        self,
+        principals: Principals,
+        background: BackgroundJobs,
+        history: EventHistory,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.principals = principals
+        self.peers = Peers(principals)
+        self.authorisation = Authorisation()
+        self.uses = Uses()
+        self.failures = Failures(clock())
+        self.audit = Audit(history, clock)
+        self._handles = Handles()
+        self._verifier: TokenVerifier[Principal] = TokenVerifier(background, clock)
+        self.authenticator = Authenticator(self._verifier, self._handles, self.failures, clock)
+        self._clock = clock
+        self.apply(principals)
+
+    def apply(self, principals: Principals) -> None:
+        """Puts other principals in force, from the next message on."""
+        self.principals = principals
+        self.peers.apply(principals)
+        self.authenticator.apply(principals)
+        self.uses.set_principals(principals.by_name.values(), self._clock())
+
+    def by_handle(self, handle: bytes) -> Peer:
+        """The peer for the handle that the gateway put in front of a message; nobody if it is void or unknown."""
+        if handle == _ANONYMOUS:
+            return NOBODY
+        return self._handles.find(handle, self._clock()) or NOBODY
+
+    @property
+    def due(self) -> float:
+        """When `tick` must be called at the latest, in monotonic seconds."""
+        return self._verifier.due
+
+    def tick(self, now: float) -> None:
+        """Goes on with what waits for its time.
+
+        Args:
+            now: monotonic seconds.
+        """
+        self._verifier.tick(now)
+
+    def report(self) -> list[dict[str, Any]]:
+        """Returns a row for each principal, as the status has it: who it is and what it has asked for; no secrets."""
+        rows: list[dict[str, Any]] = []
+        for name, principal in self.principals.by_name.items():
+            use = self.uses.of(name)
+            assert use is not None  # since `apply`
+            row = {
+                "name": name,
+                "roles": sorted(role.value for role in principal.roles),
+                "models": None if principal.models is None else list(principal.models),
+                "max_outstanding": principal.max_outstanding,
+                "rate": principal.rate,
+                **use.to_json(),
+            }
+            rows.append(row)
+        return rows
