@@ -131,6 +131,8 @@ def _daemon_texts(daemon: Mapping[str, Any], width: int | None) -> Iterable[str]
         f"listens on {', '.join(daemon['listen'])}; spares: {spares}",
         *_config_texts(daemon.get("config")),
     ]
+    if daemon.get("insecure"):
+        texts.append("insecure: other machines may use it without credentials or encryption (insecure: true)")
     connections = daemon.get("connections")
     if connections is not None and connections["paused"]:
         full = connections["open"] >= connections["max"]

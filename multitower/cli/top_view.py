@@ -94,6 +94,8 @@ def _state_line(look: Look, daemon: Mapping[str, Any], *, compact: bool) -> Line
     gateway = daemon.get("gateway")
     if gateway is not None and gateway["state"] != "ready":
         line.append(Span(f", gateway {gateway['state']}", "bad"))
+    if daemon.get("insecure"):
+        line.append(Span(", insecure", "attention"))
     return line
 
 

@@ -329,6 +329,11 @@ def test_a_slow_worker_is_shown_with_the_cause(altered: Altered) -> None:
     wait_for_text(altered.page, "h1", "Slot 1 is slow, 2 of 2 slots ready")
 
 
+def test_a_daemon_that_is_insecure_is_shown_as_such(altered: Altered) -> None:
+    altered.change = lambda status: status["daemon"].update(insecure=True)
+    wait_for_text(altered.page, "#notes", "Insecure: other machines may use this daemon")
+
+
 def test_details_open_by_keyboard_and_keep_the_focus(page: Any) -> None:
     button = page.locator("#models .open").first
     button.focus()

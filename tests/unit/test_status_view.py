@@ -243,3 +243,10 @@ def test_the_gateway_has_a_row(width: int | None) -> None:
         assert shown in section
     assert "gRPC" not in section, "nothing is served there"
     assert width is None or all(len(line) <= width for line in text.splitlines())
+
+
+def test_a_daemon_that_is_insecure_says_so() -> None:
+    assert "insecure" not in text(None)
+    assert "without credentials or encryption" in text(
+        None, {**STATUS, "daemon": {**STATUS["daemon"], "insecure": True}}
+    )

@@ -247,3 +247,9 @@ def test_a_daemon_that_does_not_number_its_events_is_taken_at_its_word() -> None
         log.add({"pid": 1, "events": [{"kind": "death"}]}, all_events=False)
     assert len(log.events) == 1
     assert not log.incomplete
+
+
+def test_a_daemon_that_is_insecure_says_so_in_its_first_line() -> None:
+    insecure = {**STATUS, "daemon": {**STATUS["daemon"], "insecure": True}}
+    assert "insecure" not in shown(Screen()).splitlines()[0]
+    assert "insecure" in shown(Screen(), status=insecure).splitlines()[0]
