@@ -3,7 +3,7 @@
 A token is `NAME.SECRET`. The name chooses the principal whose hashes are compared, so checking a token costs one hash
 however many principals there are. The secret has 256 random bits. A hash is written in the form that password files
 use: `$scrypt$ln=14,r=8,p=1$SALT$HASH`, where `ln` is the binary logarithm of scrypt's cost, and SALT and HASH are in
-base64 without padding.
+base64; padding may be left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _COST_LOG2: Final = 14
 _BLOCKS: Final = 8
 
 _FORM: Final = re.compile(
-    r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})\$([A-Za-z0-9+/]{1,88})\$([A-Za-z0-9+/]{1,88})", re.ASCII
+    r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})\$([A-Za-z0-9+/]{1,88}={0,2})\$([A-Za-z0-9+/]{1,88}={0,2})",
+    re.ASCII,
 )
 _LEAST_COST_LOG2: Final = 10
 _MAX_MEMORY: Final = 64 << 20
@@ -71,7 +72,9 @@ class TokenHash:
         """
         found = _FORM.fullmatch(text)
         if found is None:
-            raise TokenHashError("must look like $scrypt$ln=14,r=8,p=1$SALT$HASH, as `multitower keys` writes it")
+            raise TokenHashError(
+                "must look like $scrypt$ln=14,r=8,p=1$SALT$HASH, as `multitower keys new --token` prints it"
+            )
         cost_log2, blocks, passes = (int(number) for number in found.groups()[:3])
         salt, digest = (_from_base64(part) for part in found.groups()[3:])
         if cost_log2 < _LEAST_COST_LOG2 or not blocks or not passes:
@@ -147,6 +150,7 @@ def _to_base64(value: bytes) -> str:
 
 def _from_base64(text: str) -> bytes:
     try:
+        text = text.rstrip("=")
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except binascii.Error:
         raise TokenHashError("SALT and HASH must be base64") from None

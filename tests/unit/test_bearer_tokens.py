@@ -39,6 +39,11 @@ def test_a_known_answer_of_scrypt() -> None:
     assert TokenHash(10, 8, 16, b"NaCl", digest).matches("password")
 
 
+def test_the_base64_of_a_hash_may_be_padded() -> None:
+    plain = TokenHash.parse(f"$scrypt$ln=14,r=8,p=1$c2FsdHNhbHRzYQ${DIGEST}")
+    assert TokenHash.parse(f"$scrypt$ln=14,r=8,p=1$c2FsdHNhbHRzYQ==${DIGEST}") == plain
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
