@@ -57,6 +57,9 @@ LOAD: Final = b"MT1:load"
 UNLOAD: Final = b"MT1:unload"
 RECORD: Final = b"MT1:record"  # its reply has frames, as one to `infer`
 
+# Kind of request of the gateway's private endpoint only.
+AUTHENTICATE: Final = b"MT1:authenticate"
+
 # Kinds of reply.
 OK: Final = b"MT1:ok"
 ERROR: Final = b"MT1:error"
