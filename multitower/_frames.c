@@ -34,6 +34,7 @@ static int (*msg_send)(message_t *, void *, int);
 static int (*msg_more)(const message_t *);
 static size_t (*msg_size)(const message_t *);
 static void *(*msg_data)(message_t *);
+static const char *(*msg_gets)(const message_t *, const char *);
 static int (*get_option)(void *, int, void *, size_t *);
 static int (*last_error)(void);
 
@@ -145,12 +146,26 @@ static PyObject *object_of(message_t *frame, Py_ssize_t bulky)
     return (PyObject *)chunk;
 }
 
+/* Reads a property of the connection that a frame came by. Returns text, None without one, or NULL with an exception
+   set. */
+static PyObject *property_of(const message_t *frame, const char *name)
+{
+    const char *value = msg_gets(frame, name);
+    if (value == NULL)
+        Py_RETURN_NONE;
+    return PyUnicode_DecodeUTF8(value, (Py_ssize_t)strlen(value), "replace");
+}
+
+/* Receives a message. With a fourth argument, a property's name, the result is a pair: the message and the property. */
 static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "receive(socket, limit, bulky)");
+    if (count != 3 && count != 4) {
+        PyErr_SetString(PyExc_TypeError, "receive(socket, limit, bulky[, property])");
         return NULL;
     }
+    const char *property = NULL;
+    if (count == 4 && (property = PyUnicode_AsUTF8(arguments[3])) == NULL)
+        return NULL;
     Py_ssize_t limit = PyLong_AsSsize_t(arguments[1]), bulky = PyLong_AsSsize_t(arguments[2]);
     void *handle;
     if (PyErr_Occurred() || handle_of(arguments[0], &handle) < 0)
@@ -163,9 +178,10 @@ static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *const *arguments
         msg_close(&frame);
         return error > 0 ? PyLong_FromLong(error) : NULL;
     }
+    PyObject *sender = NULL;
     /* libzmq delivers messages whole: once the first frame is here, so are the others. All are read, even after a
        failure: frames left behind would be taken for the next message. */
-    int failed = 0;
+    int failed = property != NULL && (sender = property_of(&frame, property)) == NULL;
     for (;;) {
         int more = msg_more(&frame);
         if (!failed && PyList_GET_SIZE(list) < limit) {
@@ -184,14 +200,21 @@ static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *const *arguments
         if (error) {
             msg_close(&frame);
             Py_DECREF(list);
+            Py_XDECREF(sender);
             return failed ? NULL : PyLong_FromLong(error);
         }
     }
     if (failed) {
         Py_DECREF(list);
+        Py_XDECREF(sender);
         return NULL;
     }
-    return list;
+    if (property == NULL)
+        return list;
+    PyObject *pair = PyTuple_Pack(2, list, sender);
+    Py_DECREF(list);
+    Py_DECREF(sender);
+    return pair;
 }
 
 /* Whether this module sends the object: a Chunk, or small bytes. pyzmq sends large objects, without copying them. */
@@ -299,7 +322,8 @@ static PyObject *events(PyObject *Py_UNUSED(module), PyObject *socket)
 
 static PyMethodDef functions[] = {
     {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL,
-     "receive(socket, limit, bulky): the next message, or libzmq's error number."},
+     "receive(socket, limit, bulky[, property]): the next message, or libzmq's error number; with a property's name, a "
+     "pair of the message and that property of its connection."},
     {"send", (PyCFunction)(void (*)(void))send, METH_FASTCALL,
      "send(socket, message, bulky): 0, libzmq's error number, or -2 for a message that pyzmq has to send."},
     {"events", events, METH_O, "events(socket): ZMQ_EVENTS, or libzmq's error number, negative."},
@@ -331,6 +355,7 @@ static int find_libzmq(void)
         {"zmq_msg_init", &msg_init},      {"zmq_msg_init_size", &msg_init_size}, {"zmq_msg_close", &msg_close},
         {"zmq_msg_copy", &msg_copy},      {"zmq_msg_recv", &msg_recv},           {"zmq_msg_send", &msg_send},
         {"zmq_msg_more", &msg_more},      {"zmq_msg_size", &msg_size},           {"zmq_msg_data", &msg_data},
+        {"zmq_msg_gets", &msg_gets},
         {"zmq_getsockopt", &get_option},  {"zmq_errno", &last_error},
     };
     for (size_t index = 0; index < sizeof wanted / sizeof *wanted; index++) {

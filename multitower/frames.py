@@ -77,6 +77,43 @@ def receive(socket: zmq.Socket[bytes], limit: int | None = None, *, routed: bool
         frame = socket.recv(_LAST, False)
 
 
+def receive_from(socket: zmq.Socket[bytes], limit: int, name: str) -> tuple[list[Any], str | None] | None:
+    """The next message of a ROUTER, with a property of the connection that it came by; None when none has arrived.
+
+    Args:
+        socket: the ROUTER.
+        limit: see `receive`.
+        name: of the property. `Peer-Address` is the address, which for a local socket has the user and the process; a
+            peer cannot choose it. `User-Id` is what the ZAP handler called the peer. Where no handler is asked, as
+            without CURVE, a peer can choose it.
+
+    Returns:
+        The frames, as `receive` returns them, and the property; None for a connection without it.
+    """
+    if _native is not None:
+        found = _native.receive(socket, limit, BULKY_BYTES, name)
+        if isinstance(found, tuple):
+            return found
+        if found == _EAGAIN:
+            return None
+        _fail(found)
+    message: list[Any] = []
+    try:
+        frame = socket.recv(_LAST, False)
+    except zmq.Again:
+        return None
+    try:
+        sender = str(frame.get(name))
+    except zmq.ZMQError:
+        sender = None
+    while True:
+        if len(message) < limit:
+            message.append(frame.bytes if len(frame) < BULKY_BYTES else frame)
+        if not frame.more:
+            return message, sender
+        frame = socket.recv(_LAST, False)
+
+
 def send(socket: zmq.Socket[bytes], message: Sequence[Any]) -> None:
     """Sends a message, without waiting.
 

@@ -26,6 +26,7 @@ from typing import Final
 from multitower.exit_codes import Exit
 
 from .config.config import Config
+from .config.secret_files import CurveKeys, GuardedFileError, read_curve_keys
 from .config.source import may_pass
 from .config.values import ANSWER_S
 from .gateway.listeners import GatewayListeners
@@ -34,6 +35,7 @@ from .gateway.supervision import Gateway
 from .lifecycle import Lifecycle, LifecycleState, StopRequest
 from .loop.background import BackgroundJobs
 from .loop.containment import Chore, ErrorLog, EventSources
+from .loop.history import EventHistory
 from .loop.log import event
 from .loop.reactor import Reactor
 from .loop.runtime_dir import HeldError, NotBindableYetError
@@ -66,6 +68,7 @@ from .routing.front_socket import FrontSocket
 from .routing.router import Router
 from .routing.unread import UnreadReplies
 from .scheduling.scheduler import StateError
+from .security.locks import Locks
 from .settings import ActiveSettings, build_settings
 from .workers.capacity import Capacity
 from .workers.launcher import Launcher
@@ -150,6 +153,8 @@ class Daemon:
                 plan = apply_descriptor_limit(settings)
                 connections = stack.enter_context(contextlib.closing(accept_within(plan)))
                 unread = UnreadReplies(config.max_unread_bytes, config.unread_timeout)
+                history = EventHistory()
+                self._locks = _make_locks(config, self._background, history)
                 self._endpoints = Endpoints(
                     config.listen,
                     config.runtime_dir,
@@ -159,6 +164,8 @@ class Daemon:
                     connections,
                     None if strict else self._background,
                     for_gateway=config.gateway is not None,
+                    locks=self._locks,
+                    curve=_read_curve_keys(config),
                 )
                 stack.callback(self._close_endpoints)
                 if config.gateway is not None:
@@ -192,6 +199,7 @@ class Daemon:
                 launcher=launcher,
                 watcher=watcher,
                 capacity=self._capacity,
+                history=history,
             )
             self._scheduler = self._router.scheduler
             self._gateway: Gateway | None = None
@@ -207,6 +215,8 @@ class Daemon:
                     self._errors,
                 )
                 stack.callback(self._gateway.close)
+                gateway = self._gateway
+                self._endpoints.gateway_pids = lambda: gateway.pids
             self._connection_limits = ConnectionLimits(self._settings, self._endpoints, self._router, plan)
             self._set_up_operations(sampler, read_config, started, ready_lines)
             self._request_log = RequestLog(self._router, self._settings)
@@ -242,6 +252,7 @@ class Daemon:
             read_config=read_config,
             claims=self._claims,
             hasher=hasher,
+            locks=self._locks,
         )
         self._orders = Orders(context, self._gateway)
         model_orders = ModelOrders(context)
@@ -260,6 +271,7 @@ class Daemon:
             endpoints=self._endpoints,
             gateway=self._gateway,
             tracing=self._tracing,
+            locks=self._locks,
         )
         queries = Queries(readiness, status, self._router, self._settings, max_message_size)
         self._loop_lag = LoopLag()
@@ -299,6 +311,9 @@ class Daemon:
                     slots=len(self._manager.slots),
                     runtime_dir=self._endpoints.runtime.path,
                 )
+                if self._settings.current.config.insecure:
+                    message = "insecure is set: addresses that other machines can reach may be used without locks"
+                    event(log, logging.WARNING, message, security=self._locks is not None)
                 tune_garbage_collector()
                 code = self._loop()
             except BaseException:
@@ -320,6 +335,9 @@ class Daemon:
         self._endpoints.on_bound = self._on_bound
         for connections in (self._endpoints.connections, self._endpoints.control_connections):
             self._sources.add("accepting connections", connections.descriptor, connections.accept)
+        zap = self._endpoints.zap
+        if zap is not None:
+            zap.recheck = self._sources.add_socket("authenticating clients", zap.socket, zap.receive)
         control = self._endpoints.control
         control.recheck = self._sources.add_socket("reading orders", control.socket, self._on_orders)
 
@@ -360,8 +378,9 @@ class Daemon:
         errors = self._errors
         orders = self._order_queue
         announcer, watch, service_manager = self._announcer, self._version_watch, self._service_manager
-        gateway, recorder = self._gateway, self._recorder
+        gateway, recorder, locks = self._gateway, self._recorder, self._locks
         return [
+            *([Chore("verifying credentials", locks.tick, lambda _: locks.due, errors)] if locks is not None else []),
             *([Chore.every(KEEP_S, "managing the gateway", gateway.tick, errors)] if gateway is not None else []),
             Chore("announcing the state", announcer.tick, lambda _: announcer.due, errors),
             Chore.every(MEASURE_S, "measuring workers", lambda _: self._capacity.measure(self._manager.slots), errors),
@@ -496,6 +515,17 @@ def tune_garbage_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+def _make_locks(config: Config, background: BackgroundJobs, history: EventHistory) -> Locks | None:
+    return Locks(config.principals, background, history) if config.principals is not None else None
+
+
+def _read_curve_keys(config: Config) -> CurveKeys | None:
+    """Reads the daemon's keys again: the file may have changed since it was checked."""
+    if config.security is None or config.security.curve is None:
+        return None
+    return read_curve_keys(config.security.curve.secret_key)
+
+
 @contextlib.contextmanager
 def _start_errors(config: Config, *, strict: bool) -> Iterator[None]:
     """Translates what a device, an endpoint or a folder can raise into a `StartError`.
@@ -507,7 +537,7 @@ def _start_errors(config: Config, *, strict: bool) -> Iterator[None]:
         yield
     except HeldError as error:
         raise StartError(Exit.TEMPORARY, str(error)) from None
-    except DeviceError as error:
+    except (DeviceError, GuardedFileError) as error:
         raise StartError(Exit.CONFIG, f"{config.path}: {error}") from None
     except ProgramError as error:
         raise StartError(Exit.UNAVAILABLE, f"{error}; {error.advice}, or remove `gateway` from {config.path}") from None

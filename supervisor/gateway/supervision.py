@@ -393,6 +393,11 @@ class Gateway:
         return self._run.process.pid if self._run is not None else None
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        """All of its processes that run."""
+        return tuple(run.process.pid for run in self._runs())
+
+    @property
     def missing(self) -> Mapping[str, str]:
         """Why addresses cannot be bound yet, or not again, by address."""
         return self._listeners.missing

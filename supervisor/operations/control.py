@@ -1,6 +1,7 @@
 """The control endpoint, `control.sock` in the runtime folder: reload, restart, load, unload, record.
 
-A process that may open the socket may give orders.
+A process that may open the socket may give orders. Where there are locks, only the daemon's own user and root may, and
+the gateway for principals who may.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from multitower.infer_header import parse_version
 from ..loop.containment import ErrorLog
 from ..observability.metrics import Metrics
 from ..observability.recording import Recorder
-from ..routing.front_socket import FrontSocket, internal_error
+from ..routing.front_socket import FrontSocket, Incoming, internal_error
+from ..security.operations import OPERATIONS
 from .model_orders import ModelOrders
 from .order_queue import READ_S
 from .orders import Orders
@@ -81,10 +83,12 @@ class ControlSocket:
             address, body = incoming.address, incoming.body
             if body is None or len(body) < 2:
                 continue  # there is no id to reply to
-            self._handle(address, bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES], body[2:])
+            self._handle(incoming, address, bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES], body[2:])
         self.front.recheck()  # there may be more
 
-    def _handle(self, address: tuple[bytes, ...], kind: bytes, id: bytes, frames: list[Any]) -> None:
+    def _handle(
+        self, incoming: Incoming, address: tuple[bytes, ...], kind: bytes, id: bytes, frames: list[Any]
+    ) -> None:
         answered = False
 
         def done(answer: dict[str, Any] | Sequence[bytes] | MultitowerError) -> None:
@@ -93,13 +97,29 @@ class ControlSocket:
             self.front.answer(address, id, answer)
 
         try:
-            self._begin(kind, wire.load_header(bytes(frames[0])) if frames else {}, done)
+            self._begin_if_allowed(incoming, kind, frames, done)
         except MultitowerError as error:
             done(error)
         except Exception as error:  # noqa: BLE001  it is logged
             self._errors.add("handling an order", error)
             if not answered:
                 done(internal_error())
+
+    def _begin_if_allowed(self, incoming: Incoming, kind: bytes, frames: list[Any], done: _Answer) -> None:
+        """Decides whether the sender may, where there are locks, and begins."""
+        entrance, operation = self.front.entrance, OPERATIONS.get(kind)
+        if entrance is None:
+            self._begin(kind, _header(frames), done)
+            return
+        peer, authorisation = entrance.identify(incoming.address, incoming.connection), entrance.locks.authorisation
+        refusal = authorisation.check_role(peer, operation)
+        if refusal is not None:
+            raise refusal
+        header = _header(frames)
+        refusal = authorisation.check(peer, operation, operation.model_in(header) if operation is not None else None)
+        if refusal is not None:
+            raise refusal
+        self._begin(kind, header, done)
 
     def _begin(self, kind: bytes, header: dict[str, Any], done: _Answer) -> None:
         if kind == wire.RELOAD:
@@ -138,6 +158,10 @@ class ControlSocket:
 
         version = report.version if report is not None and any(parse_version(header)) else ""
         self._recorder.start(name, version, count, ends_at, done)
+
+
+def _header(frames: list[Any]) -> dict[str, Any]:
+    return wire.load_header(bytes(frames[0])) if frames else {}
 
 
 def _read_s(header: dict[str, Any]) -> float:

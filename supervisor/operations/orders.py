@@ -145,6 +145,9 @@ class Orders:
         except MultitowerError as error:
             event(log, logging.ERROR, "reload refused: nothing has changed", cause=error.message.removeprefix(_REFUSED))
             raise
+        if self._context.locks is not None and new.config.principals is not None:
+            # At once: whoever was removed must not get in while workers load models, nor if one of them cannot.
+            self._context.locks.apply(new.config.principals)
         new = new.keeping_loaded({spec.name for spec in settings.current.worker_settings.models})
 
         def applied(changed: dict[str, Any], error: str | None) -> None:

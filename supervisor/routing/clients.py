@@ -18,6 +18,10 @@ from ..loop.containment import ErrorLog
 from ..scheduling.open_requests import Answer, Reply
 from ..scheduling.request import Request
 from ..scheduling.scheduler import Scheduler
+from ..security.authorisation import Authorisation, without_names
+from ..security.entrance import Entrance
+from ..security.operations import OPERATIONS
+from ..security.peers import Peer
 from .admission import Admission
 from .front_socket import FrontSocket, Incoming, internal_error
 from .observers import RequestObserver
@@ -114,7 +118,9 @@ class Clients:
                 raise make(Reason.MALFORMED, "a request has at least a kind and an id", field="id")
             kind = body[0]
             id = _checked_id(body[1])
-            if kind == wire.INFER:
+            if front.entrance is not None:
+                self._handle_guarded(front, front.entrance, incoming, id, body)
+            elif kind == wire.INFER:
                 self._admission.admit(front, address, id, body)
             else:
                 self._answer_other(front, address, id, body)
@@ -124,6 +130,28 @@ class Clients:
             # A defect of multitower. Only this request fails.
             self._errors.add("handling a request", error, {"endpoint": front.endpoint})
             self._reject(front, address, id, body, internal_error())
+
+    def _handle_guarded(
+        self, front: FrontSocket, entrance: Entrance, incoming: Incoming, id: bytes, body: list[Any]
+    ) -> None:
+        """Handles a request where there are locks: decides first, before anything looks for the model."""
+        address, kind = incoming.address, bytes(body[0])
+        peer, locks = entrance.identify(address, incoming.connection), entrance.locks
+        authorisation = locks.authorisation
+        refusal = authorisation.check_role(peer, OPERATIONS.get(kind))
+        if refusal is not None:
+            raise refusal
+        try:
+            if kind != wire.INFER:
+                self._answer_other(front, address, id, body, peer, authorisation)
+                return
+            if len(body) > 2:  # otherwise it is malformed
+                refusal = authorisation.check_infer(peer, bytes(body[2]))
+                if refusal is not None:
+                    raise refusal
+            self._admission.admit(front, address, id, body)
+        except MultitowerError as error:
+            raise without_names(peer, error) from None
 
     def _reject(
         self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any] | None, error: MultitowerError
@@ -140,8 +168,25 @@ class Clients:
                 except Exception as defect:  # noqa: BLE001  it is logged
                     self._errors.add("observing a refused request", defect)
 
-    def _answer_other(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
-        """Answers a request of any kind but `infer`."""
+    def _answer_other(
+        self,
+        front: FrontSocket,
+        address: tuple[bytes, ...],
+        id: bytes,
+        body: list[Any],
+        peer: Peer | None = None,
+        authorisation: Authorisation | None = None,
+    ) -> None:
+        """Answers a request of any kind but `infer`.
+
+        Args:
+            front: the socket that it came from.
+            address: of its client.
+            id: of the request.
+            body: the frames of the request.
+            peer: who sent it; None where there are no locks.
+            authorisation: decides whether the peer may; likewise.
+        """
         kind = bytes(body[0])
         if kind not in wire.KINDS:
             shown = kind[: wire.MAX_KIND_BYTES].decode("ascii", "backslashreplace")
@@ -150,6 +195,11 @@ class Clients:
         if len(body) > 3:
             raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
         header = wire.load_header(bytes(body[2])) if len(body) == 3 else {}
+        if peer is not None and authorisation is not None:
+            operation = OPERATIONS[kind]
+            refusal = authorisation.check(peer, operation, operation.model_in(header))
+            if refusal is not None:
+                raise refusal
         if kind != wire.CANCEL:
             self._admission.check_unread(front, address)
         if kind == wire.CANCEL:

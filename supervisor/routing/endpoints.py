@@ -14,19 +14,23 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import zmq
 
 from multitower.addresses import literal_version
 from multitower.durations import exact_duration
 
+from ..config.secret_files import CurveKeys
 from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..loop.runtime_dir import HeldError, NotBindableYetError, RuntimeDir
+from ..security.entrance import ControlEntrance, CurveEntrance, GatewayEntrance, LocalEntrance
+from ..security.locks import Locks
+from ..security.zap import ZapHandler
 from .binding import IPC
 from .connections import Connections
 from .front_socket import FrontSocket
@@ -76,6 +80,8 @@ class Endpoints:
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
         connections: accepts the clients of the front sockets; the caller closes it after `close`.
         for_gateway: whether the gateway gets an endpoint of its own in the runtime folder, whatever `listen` has.
+        locks: the daemon's; None without any.
+        curve: the daemon's keys, for endpoints over tcp; needed with locks.
         background: resolves the names of endpoints that are waited for, as those that are not resolved within
             `RESOLVE_S`; None if all endpoints must be bound at once.
 
@@ -83,6 +89,8 @@ class Endpoints:
         runtime: the runtime folder.
         context: the ZeroMQ context of all sockets.
         fronts: a bound socket for each endpoint that is not waited for.
+        zap: answers libzmq, which asks about clients over tcp; None without keys.
+        gateway_pids: returns the gateway's processes; set it once there may be some.
         control: the bound socket of the control endpoint.
         connections: as given.
         gateway: the bound socket of the gateway's endpoint; None without a gateway.
@@ -110,12 +118,15 @@ class Endpoints:
         background: BackgroundJobs | None = None,
         *,
         for_gateway: bool = False,
+        locks: Locks | None = None,
+        curve: CurveKeys | None = None,
     ) -> None:
         self.connections = connections
         self.lost: dict[str, str] = {}
         self.missing: dict[str, str] = {}
         self.retry_at = inf
         self.on_bound: Callable[[FrontSocket], None] = _ignore
+        self.gateway_pids: Callable[[], Collection[int]] = tuple
         self._retry_s = FIRST_RETRY_S
         self._background = background
         self._listen = tuple(listen)
@@ -125,7 +136,9 @@ class Endpoints:
             stack.callback(self.runtime.close)
             self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             stack.callback(self.context.destroy, linger=0)
-            self._open = functools.partial(
+            # Before the first endpoint is bound.
+            self.zap = ZapHandler(self.context, locks) if locks is not None and curve is not None else None
+            self._open_any = functools.partial(
                 FrontSocket,
                 self.context,
                 max_message_size=max_message_size,
@@ -133,6 +146,10 @@ class Endpoints:
                 peer_timeout_s=peer_timeout_s,
                 connections=connections,
             )
+            tcp = {"entrance": CurveEntrance(locks), "curve": curve} if locks is not None else {}
+            ipc = {"entrance": LocalEntrance(locks)} if locks is not None else {}
+            self._open_tcp = functools.partial(self._open_any, **tcp)
+            self._open_ipc = functools.partial(self._open_any, **ipc)
             unresolved = set() if background is None else _find_unresolved(listen)
             for endpoint in listen:
                 if endpoint in unresolved:
@@ -152,11 +169,14 @@ class Endpoints:
             private = CONTROL_CONNECTIONS + (GATEWAY_CONNECTIONS if for_gateway else 0)
             self.control_connections = Connections(private, reserve=CONTROL_RESERVE)
             stack.callback(self.control_connections.close)
-            self.control = self._open(self._control_endpoint, connections=self.control_connections)
+            private_ones: dict[str, Any] = {"connections": self.control_connections}
+            entrance = ControlEntrance(locks, lambda: self.gateway_pids()) if locks is not None else None
+            self.control = self._open_any(self._control_endpoint, **private_ones, entrance=entrance)
             stack.callback(self.control.close)
             self.gateway: FrontSocket | None = None
             if for_gateway:
-                self.gateway = self._open(self._gateway_endpoint, connections=self.control_connections)
+                for_it = GatewayEntrance(locks) if locks is not None else None
+                self.gateway = self._open_any(self._gateway_endpoint, **private_ones, entrance=for_it)
                 self.gateway.interface = "gateway"
             stack.pop_all()
         if self.missing:
@@ -172,6 +192,10 @@ class Endpoints:
     def problems(self) -> Mapping[str, str]:
         """Why endpoints or the runtime folder cannot be used now, by endpoint or path."""
         return {**self.missing, **self.lost}
+
+    def _open(self, endpoint: str) -> FrontSocket:
+        """Binds an endpoint of `listen`."""
+        return self._open_ipc(endpoint) if endpoint.startswith(IPC) else self._open_tcp(endpoint)
 
     def _wait_for(self, endpoint: str, cause: str) -> None:
         if self.missing.get(endpoint) != cause:
@@ -278,6 +302,8 @@ class Endpoints:
         self.control_connections.close()
         for front in self.fronts:
             front.close(linger_ms)
+        if self.zap is not None:
+            self.zap.close()
         self.context.term()
         self.runtime.close()
 

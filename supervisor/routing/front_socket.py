@@ -18,9 +18,12 @@ import zmq
 from multitower import frames, liveness, tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 
+from ..config.secret_files import CurveKeys
 from ..loop.containment import ErrorLog
 from ..loop.reactor import unwatched
 from ..loop.socket_path import SocketPath
+from ..security.entrance import Entrance
+from ..security.zap import DOMAIN
 from .binding import IPC, bind, bind_error, listening_error, take_path
 from .connections import Connections
 from .listener import Listener, listen_on_path, take_listening_socket
@@ -30,6 +33,12 @@ log = logging.getLogger("multitower.router")
 
 MAX_HOPS = 16
 """Address frames before the delimiter: the client's own, and one for each intermediary."""
+
+MAX_FRAMES = MAX_HOPS + 4 + wire.MAX_INPUTS + 1
+"""Frames that are read of a message: one more than any valid one has, so that a message with too many is noticed."""
+
+HANDSHAKE_MS = 5000
+"""Milliseconds that the handshake of an encrypted connection may take; it takes a place among the connections."""
 
 RECEIVE_HWM = 64
 """Requests of one client that libzmq reads ahead."""
@@ -52,13 +61,23 @@ class Incoming:
     Attributes:
         address: the frames before the delimiter, which lead back to the client; the first one names its connection.
         body: the frames behind the delimiter; None without a delimiter behind at most `MAX_HOPS` frames.
+        connection: what the front socket's entrance needs to find the sender; None where there are no locks.
     """
 
-    __slots__ = ("address", "body")
+    __slots__ = ("address", "body", "connection")
 
-    def __init__(self, address: tuple[bytes, ...], body: list[Any] | None) -> None:
+    def __init__(self, address: tuple[bytes, ...], body: list[Any] | None, connection: str | None = None) -> None:
         self.address = address
         self.body = body
+        self.connection = connection
+
+
+def _with_hops(message: list[Any], connection: str | None) -> Incoming:
+    """A message with more address frames than the first one."""
+    for index in range(2, min(len(message), MAX_HOPS + 1)):
+        if len(message[index]) == 0:
+            return Incoming(tuple(message[:index]), message[index + 1 :], connection)
+    return Incoming((message[0],), None, connection)
 
 
 class FrontSocket:
@@ -71,8 +90,11 @@ class FrontSocket:
         unread: counts what clients leave unread; shared by all front sockets.
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
         connections: accepts its clients.
+        entrance: finds who sends its messages; None without locks.
+        curve: the daemon's keys, with which connections are encrypted; None for those that are not.
 
     Attributes:
+        entrance: as given.
         endpoint: as bound, with the real port.
         dropped: replies whose client had left or did not read.
         recheck: called with each reply; see `Reactor.add_socket`.
@@ -92,7 +114,12 @@ class FrontSocket:
         unread: UnreadReplies,
         peer_timeout_s: float,
         connections: Connections,
+        entrance: Entrance | None = None,
+        curve: CurveKeys | None = None,
     ) -> None:
+        self.entrance = entrance
+        self._of_connection = entrance.of_connection if entrance is not None else None
+        self._curve = curve
         self.dropped = 0
         self._errors = ErrorLog(log)
         self.recheck: Callable[[], None] = unwatched
@@ -136,6 +163,8 @@ class FrontSocket:
         }
         for option, value in options.items():
             self.socket.set(option, value)
+        if self._curve is not None:
+            self._encrypt(self._curve)
         if self._path is not None:
             listening, bound = self._listen_on(self._path, endpoint), endpoint
         else:
@@ -153,6 +182,18 @@ class FrontSocket:
             raise
         self._listener = listener
         return bound
+
+    def _encrypt(self, keys: CurveKeys) -> None:
+        """Lets only those in who use CURVE, and whom the ZAP handler admits; fails closed without that handler."""
+        options: dict[int, Any] = {
+            zmq.CURVE_SERVER: 1,
+            zmq.CURVE_SECRETKEY: keys.secret.encode(),
+            zmq.ZAP_DOMAIN: DOMAIN,
+            zmq.ZAP_ENFORCE_DOMAIN: 1,
+            zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+        }
+        for option, value in options.items():
+            self.socket.set(option, value)
 
     def _listen_on(self, path: SocketPath, endpoint: str) -> socket.socket:
         listening = listen_on_path(Path(endpoint.removeprefix(IPC)), self._connections.backlog)
@@ -215,16 +256,24 @@ class FrontSocket:
 
     def receive(self) -> Incoming | None:
         """The next message, or None if there is none."""
-        # One frame more than any valid message has, so that a message with too many is noticed.
-        message = frames.receive(self.socket, MAX_HOPS + 4 + wire.MAX_INPUTS + 1, routed=True)
+        if self._of_connection is not None:
+            return self._receive_from(self._of_connection)
+        message = frames.receive(self.socket, MAX_FRAMES, routed=True)
         if message is None:
             return None
         if not message[1]:  # no intermediary, as nearly always
             return Incoming((message[0],), message[2:])
-        for index in range(2, min(len(message), MAX_HOPS + 1)):
-            if len(message[index]) == 0:
-                return Incoming(tuple(message[:index]), message[index + 1 :])
-        return Incoming((message[0],), None)
+        return _with_hops(message, None)
+
+    def _receive_from(self, name: str) -> Incoming | None:
+        """The next message, with a property of its connection."""
+        found = frames.receive_from(self.socket, MAX_FRAMES, name)
+        if found is None:
+            return None
+        message, connection = found
+        if not message[1]:
+            return Incoming((message[0],), message[2:], connection)
+        return _with_hops(message, connection)
 
     def refusal(self, address: Sequence[bytes], large: bool) -> MultitowerError | None:
         """The error for a request of this client while too much is unread, or None; see `UnreadReplies.refusal`."""

@@ -5,10 +5,16 @@ It decides before anything looks for the model, so neither the answer nor its ti
 
 from __future__ import annotations
 
-from multitower.errors import MultitowerError, Reason, make
+from typing import Final
 
-from .operations import Operation, Scope
+from multitower import wire
+from multitower.errors import MultitowerError, Reason, make
+from multitower.trace_context import split_header
+
+from .operations import OPERATIONS, Operation, Scope
 from .peers import Peer
+
+_INFER: Final = OPERATIONS[wire.INFER]
 
 
 class Authorisation:
@@ -35,6 +41,31 @@ class Authorisation:
             return None
         return _forbidden(operation)
 
+    def check_infer(self, peer: Peer, header: bytes) -> MultitowerError | None:
+        """Decides about a request for inference.
+
+        Args:
+            peer: who sent it.
+            header: its bytes.
+
+        Returns:
+            The error that it is answered with; None if it is allowed.
+
+        Raises:
+            InvalidRequest: the header cannot be read.
+        """
+        refusal = self.check_role(peer, _INFER)
+        if refusal is not None or peer.unrestricted:
+            return refusal
+        bare, _ = split_header(header)
+        if peer.has_used(bare):
+            return None
+        # By the parser that the plan is made with, so that both read the same name.
+        refusal = self.check(peer, _INFER, _INFER.model_in(wire.load_header(bare)))
+        if refusal is None:
+            peer.remember(bare)
+        return refusal
+
     def check_role(self, peer: Peer, operation: Operation | None) -> MultitowerError | None:
         """Decides about what does not depend on the model, so that nothing of the header needs to be read.
 
@@ -53,6 +84,13 @@ class Authorisation:
         if operation is None or not operation.roles.isdisjoint(peer.roles):
             return None
         return _forbidden(operation)
+
+
+def without_names(peer: Peer, error: MultitowerError) -> MultitowerError:
+    """The error that a peer gets in place of one that lists other models than its own."""
+    if peer.unrestricted or error.reason != Reason.MODEL_UNKNOWN:
+        return error
+    return make(Reason.MODEL_UNKNOWN, "there is no such model", field="model_name")
 
 
 def _forbidden(operation: Operation) -> MultitowerError:

@@ -22,6 +22,10 @@ MAX_LOCAL: Final = 1024
 MAX_MODEL_NAME: Final = 1024
 """Characters of a model's name that are compared with patterns; no model has a longer name."""
 
+MAX_HEADERS: Final = 256
+MAX_HEADER_BYTES: Final = 16 << 10
+"""Headers that are remembered for each peer, and the size of one."""
+
 _LOCAL_ADDRESS: Final = re.compile(r"[^:]*:([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})")
 """libzmq's name for the peer of a local socket: a word, then user, group and process."""
 
@@ -36,13 +40,25 @@ class Peer:
         authenticated: whether it is known who this is.
         origin: where the message came from, for audit lines.
         principal: whose key or token it was; None for local users and anonymous ones.
+        pid: the process of a local user that has connected; None for others.
 
     Attributes:
-        name, roles, authenticated, origin, principal: as given.
+        name, roles, authenticated, origin, principal, pid: as given.
         unrestricted: whether it may do what its roles allow on all models, and on the whole daemon.
     """
 
-    __slots__ = ("_exact", "_patterns", "authenticated", "name", "origin", "principal", "roles", "unrestricted")
+    __slots__ = (
+        "_allowed",
+        "_exact",
+        "_patterns",
+        "authenticated",
+        "name",
+        "origin",
+        "pid",
+        "principal",
+        "roles",
+        "unrestricted",
+    )
 
     def __init__(
         self,
@@ -53,12 +69,15 @@ class Peer:
         authenticated: bool = True,
         origin: str = "",
         principal: Principal | None = None,
+        pid: int | None = None,
     ) -> None:
         self.name = name
         self.roles = frozenset(roles)
         self.authenticated = authenticated
         self.origin = origin
         self.principal = principal
+        self.pid = pid
+        self._allowed: set[bytes] = set()
         self.unrestricted = models is None
         listed = () if models is None else tuple(models)
         self._exact = frozenset(listed)
@@ -71,6 +90,20 @@ class Peer:
         if len(model) > MAX_MODEL_NAME:
             return False
         return any(pattern.match(model) for pattern in self._patterns)
+
+    def has_used(self, header: bytes) -> bool:
+        """Whether this peer has been allowed a request for inference with this header before."""
+        return header in self._allowed
+
+    def remember(self, header: bytes) -> None:
+        """Remembers a header that was allowed, so that it need not be parsed for the next decision.
+
+        What is refused is never remembered, nor what others were allowed: so the time of a refusal tells nothing.
+        """
+        if len(header) <= MAX_HEADER_BYTES:
+            if len(self._allowed) >= MAX_HEADERS:
+                self._allowed.clear()
+            self._allowed.add(header)
 
 
 def peer_of(principal: Principal, origin: str) -> Peer:
@@ -99,7 +132,6 @@ class Peers:
         self._own = os.geteuid() if uid is None else uid
         self._by_key: dict[str, Peer] = {}
         self._local: dict[str, Peer] = {}
-        self.gateway_pids: frozenset[int] = frozenset()
         self.apply(principals)
 
     def apply(self, principals: Principals) -> None:
@@ -131,4 +163,4 @@ class Peers:
             return NOBODY
         uid, pid = int(found[1]), int(found[3])
         roles = frozenset(Role) if uid in (0, self._own) else frozenset({Role.INFER, Role.OBSERVE})
-        return Peer(f"local:{uid}", roles, origin=f"pid {pid}")
+        return Peer(f"local:{uid}", roles, origin=f"pid {pid}", pid=pid)

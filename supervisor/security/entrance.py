@@ -1,0 +1,105 @@
+"""The ways in: how the sender of a message is found at each kind of socket.
+
+An entrance belongs to one front socket. Whatever it is, what it finds is a peer, about whom `authorisation.py` decides.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection
+from typing import Final
+
+from ..config.principals import Role
+from .locks import Locks
+from .peers import NOBODY, Peer
+from .zap import USER_ID
+
+PEER_ADDRESS: Final = "Peer-Address"
+"""The property of a connection with the peer's address; of a local socket with user, group and process."""
+
+
+class Entrance:
+    """Finds who sent a message.
+
+    Args:
+        locks: the daemon's.
+
+    Attributes:
+        of_connection: the property of a message's connection that `identify` needs.
+        locks: as given.
+    """
+
+    of_connection: str = PEER_ADDRESS
+
+    def __init__(self, locks: Locks) -> None:
+        self.locks = locks
+
+    @abstractmethod
+    def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
+        """Returns who sent a message; `NOBODY` without valid credentials.
+
+        Args:
+            address: the frames before the delimiter; the first one is the ROUTER's own.
+            connection: the property `of_connection`; None for a connection that lacks it.
+        """
+
+
+class CurveEntrance(Entrance):
+    """An endpoint over tcp: the key that the handshake has proved says who it is."""
+
+    of_connection = USER_ID
+
+    def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
+        """See `Entrance.identify`."""
+        return self.locks.peers.by_key(connection)
+
+
+class LocalEntrance(Entrance):
+    """An endpoint over ipc: the kernel says which user has connected."""
+
+    def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
+        """See `Entrance.identify`."""
+        return self.locks.peers.local(connection)
+
+
+class GatewayEntrance(Entrance):
+    """The gateway's own endpoint: each message has a handle in front, which says for whom the gateway asks."""
+
+    def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
+        """See `Entrance.identify`."""
+        # Nobody but the gateway should get at this socket: a process of another user has no business here.
+        if len(address) != 2 or not is_own(self.locks.peers.local(connection)):
+            return NOBODY
+        return self.locks.by_handle(address[1])
+
+    def is_gateway(self, connection: str | None) -> bool:
+        """Whether a message comes from the gateway, as far as the kernel knows: from a process of the daemon's user."""
+        return is_own(self.locks.peers.local(connection))
+
+
+class ControlEntrance(Entrance):
+    """The control endpoint: local users, and the gateway with a handle in front.
+
+    Args:
+        locks: the daemon's.
+        gateway_pids: returns the gateway's processes. What they send without a handle is nobody's: a client of the
+            gateway must never get the rights of the daemon's own user.
+    """
+
+    def __init__(self, locks: Locks, gateway_pids: Callable[[], Collection[int]]) -> None:
+        super().__init__(locks)
+        self._gateway_pids = gateway_pids
+
+    def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
+        """See `Entrance.identify`."""
+        peer = self.locks.peers.local(connection)
+        if len(address) == 1:
+            return NOBODY if peer.pid in self._gateway_pids() else peer
+        if len(address) == 2 and is_own(peer):
+            return self.locks.by_handle(address[1])
+        return NOBODY
+
+
+def is_own(peer: Peer) -> bool:
+    """Whether a local user is the daemon's own or root."""
+    return Role.OPERATE in peer.roles and peer.pid is not None
