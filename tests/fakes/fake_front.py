@@ -25,6 +25,7 @@ class FakeFront:
 
     endpoint = "ipc:///fake"
     interface = "mt1"
+    entrance = None
 
     def __init__(self, body: list[Any] | None, *, local: bool = True) -> None:
         self.local = local
