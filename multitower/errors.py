@@ -72,7 +72,10 @@ CONNECT_ERROR = "connect_error"
 
 
 class ConnectError(StrEnum):
-    """Why there is no connection: `connect_error` in the details of a `not_listening` error. Stable, like reasons."""
+    """Why there is no connection: `connect_error` in the details of an error. Stable, like reasons.
+
+    The reason of the error is `not_listening`, or `unauthenticated` if it is the keys that prevent the connection.
+    """
 
     NO_SUCH_FILE = "no_such_file"  # ipc: the socket, or its folder, does not exist
     NOT_A_SOCKET = "not_a_socket"  # ipc: the path is another kind of file, or of socket
@@ -84,6 +87,12 @@ class ConnectError(StrEnum):
     TIMED_OUT = "timed_out"  # neither a connection nor a refusal in time; or a daemon there has just started
     NO_ANSWER = "no_answer"  # the connection opens, but what listens does not answer as a daemon
     ENDPOINT_MALFORMED = "endpoint_malformed"  # the endpoint is not ipc://PATH or tcp://HOST:PORT
+    # Of `unauthenticated`.
+    KEY_REFUSED = "key_refused"  # the daemon does not admit this client's key
+    KEY_NEEDED = "key_needed"  # the daemon has locks, and this client has no key
+    NO_CURVE = "no_curve"  # this client has a key, and what listens there does not use CURVE
+    SERVER_KEY_WRONG = "server_key_wrong"  # the daemon has another key than this client was told
+    KEY_MALFORMED = "key_malformed"  # a key that the client was given cannot be used
 
 
 CODE_OF: Mapping[Reason, Code] = {
@@ -211,6 +220,22 @@ class ModelError(MultitowerError):
 
 class Unauthenticated(MultitowerError):
     """The daemon does not know who asks: no key or token, or none that it admits (any more)."""
+
+
+class InvalidKey(Unauthenticated, ValueError):
+    """A key that a client was given cannot be used.
+
+    Args:
+        argument: the client's argument, `key` or `server_key`.
+        message: what is wrong with it; it does not repeat a secret key.
+    """
+
+    def __init__(self, argument: str, message: str) -> None:
+        details = {"field": argument, CONNECT_ERROR: ConnectError.KEY_MALFORMED.value}
+        super().__init__(Reason.UNAUTHENTICATED, message, details)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (InvalidKey, (self.details["field"], self.message))
 
 
 class Forbidden(MultitowerError):

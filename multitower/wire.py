@@ -77,6 +77,10 @@ DEFAULT_MAX_MESSAGE_SIZE: Final = 64 << 20
 DEFAULT_TIMEOUT_S: Final = 30.0
 DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5555"
 ENDPOINT_VARIABLE: Final = "MULTITOWER_ENDPOINT"
+KEY_VARIABLE: Final = "MULTITOWER_KEY"
+SERVER_KEY_VARIABLE: Final = "MULTITOWER_SERVER_KEY"
+CLIENT_VARIABLES: Final = frozenset((ENDPOINT_VARIABLE, KEY_VARIABLE, SERVER_KEY_VARIABLE))
+"""What clients read from the environment, and the daemon's configuration does not."""
 
 # The header of `MT1:metrics`, and its formats.
 FORMAT: Final = "format"

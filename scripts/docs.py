@@ -35,6 +35,14 @@ def _command_line() -> str:
         assert command is not None
         context = click.Context(command, info_name=name, parent=root, terminal_width=WIDTH, max_content_width=WIDTH)
         parts.append(f"## multitower {name}\n\n```text\n{command.get_help(context)}\n```\n")
+        for inner in command.list_commands(context) if isinstance(command, click.Group) else ():
+            described = command.get_command(context, inner)
+            assert described is not None
+            inner_context = click.Context(
+                described, info_name=inner, parent=context, terminal_width=WIDTH, max_content_width=WIDTH
+            )
+            help_text = described.get_help(inner_context)
+            parts.append(f"### multitower {name} {inner}\n\n```text\n{help_text}\n```\n")
     return "\n".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from multitower.cli.connection import endpoint_option, error_line, exit_code
+from multitower import wire
+from multitower.cli.connection import endpoint_option, error_line, exit_code, key_options
 from multitower.cli.seconds import Seconds
 from multitower.cli.tables import print_table
 from multitower.exit_codes import Exit
@@ -74,6 +76,7 @@ def _check_plot_file(context: click.Context, parameter: click.Parameter, value: 
 @click.command()
 @click.argument("model", required=False)
 @endpoint_option
+@key_options
 @click.option("--model-version", default="", metavar="VERSION", help="Version of the model.  [default: the served one]")
 @click.option(
     "--concurrency",
@@ -180,6 +183,7 @@ def bench(**given: Any) -> None:
     from multitower.tools.bench.text_report import meets_objective
 
     _check_options(given)
+    _pass_keys_on(given)
     if given["plot_file"] is not None:
         try:
             from multitower.tools.bench import plot  # noqa: F401 - fails before minutes of load, not after them
@@ -208,7 +212,7 @@ def bench(**given: Any) -> None:
 def _check_options(given: Mapping[str, Any]) -> None:
     """Rejects options that do not go together."""
     scaling = given["config"] is not None
-    for name, option in (("endpoint", "--endpoint"), ("rate", "--rate"), ("slo", "--slo")):
+    for name, option in (("endpoint", "--endpoint"), ("key", "--key"), ("rate", "--rate"), ("slo", "--slo")):
         if scaling and given[name] is not None:
             raise click.UsageError(f"--scaling starts its own daemons and saturates them: it takes no {option}")
     if given["workers"] is not None and not scaling:
@@ -222,6 +226,14 @@ def _check_options(given: Mapping[str, Any]) -> None:
         )
     if any(math.isnan(given[name]) for name in ("seconds", "warmup", "timeout", "slo_percentile")):
         raise click.UsageError("nan is not a number of seconds or a percentile")
+
+
+def _pass_keys_on(given: dict[str, Any]) -> None:
+    """Moves the keys into the environment: the processes that act as clients have it, too. No report has them."""
+    for name, variable in (("key", wire.KEY_VARIABLE), ("server_key", wire.SERVER_KEY_VARIABLE)):
+        value = given.pop(name)
+        if value is not None:
+            os.environ[variable] = str(value)
 
 
 def _check_files(given: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -24,6 +25,20 @@ RECORD_TIMEOUT_S: Final = 60.0
 endpoint_option: Final = click.option(
     "--endpoint", help="The daemon's address.  [default: MULTITOWER_ENDPOINT, else tcp://127.0.0.1:5555]"
 )
+
+
+def key_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options `--key` and `--server-key`, for daemons with locks."""
+    key = click.option(
+        "--key",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="File of the secret key, for a daemon with locks over tcp.  [default: MULTITOWER_KEY]",
+    )
+    server_key = click.option(
+        "--server-key", metavar="KEY", help="The daemon's public key, or its file.  [default: MULTITOWER_SERVER_KEY]"
+    )
+    return key(server_key(command))
 
 
 def asks_daemon(command: Callable[..., int]) -> Callable[..., None]:
@@ -52,11 +67,13 @@ def _make_command(
 ) -> Callable[..., None]:
     """Makes a command of a function.
 
-    The command gets the options `--endpoint` and `--timeout`. An error becomes one line on stderr and an exit code:
-    `UNAVAILABLE` if no daemon or model could answer, 1 otherwise.
+    The command gets the options `--endpoint`, `--key`, `--server-key` and `--timeout`. An error becomes one line on
+    stderr and an exit code: `UNAVAILABLE` if no daemon or model could answer, `NO_PERMISSION` if the daemon refuses it
+    to this user, 1 otherwise.
     """
 
     @endpoint_option
+    @key_options
     @click.option(
         "--timeout",
         type=Seconds(0, min_open=True),
@@ -65,13 +82,19 @@ def _make_command(
         help=timeout_help,
     )
     @functools.wraps(command)
-    def run(endpoint: str | None, timeout: float, **arguments: Any) -> None:
+    def run(endpoint: str | None, key: Path | None, server_key: str | None, timeout: float, **arguments: Any) -> None:
         from multitower import Client, MultitowerError
         from multitower.tools.tensor_files import TensorFileError
 
         code: int
         try:
-            with Client(endpoint, timeout=timeout, connect_timeout=min(timeout, CONNECT_S)) as client:
+            with Client(
+                endpoint,
+                timeout=timeout,
+                connect_timeout=min(timeout, CONNECT_S),
+                key=key,
+                server_key=server_key,
+            ) as client:
                 code = command(client, **arguments)
         except MultitowerError as error:
             click.echo(error_line(error), err=True)
@@ -91,6 +114,8 @@ def error_line(error: Exception) -> str:
 
 def exit_code(error: Exception) -> int:
     """The exit code for an error of a request."""
-    from multitower import Unavailable
+    from multitower import Forbidden, Unauthenticated, Unavailable
 
+    if isinstance(error, Forbidden | Unauthenticated):
+        return Exit.NO_PERMISSION
     return Exit.UNAVAILABLE if isinstance(error, Unavailable) else 1

@@ -16,6 +16,7 @@ import numpy as np
 from multitower import liveness, wire
 from multitower.client.arguments import Names, Seconds, Version, refuse_pickling, to_seconds
 from multitower.client.codec import InferRequest
+from multitower.client.credentials import Key, ServerKey
 from multitower.client.requests import (
     CONNECT_TIMEOUT_S,
     MAX_OUTSTANDING,
@@ -96,9 +97,12 @@ class AsyncClient:
         retries: see `Client`.
         shared_memory: see `Client`.
         peer_timeout: see `Client`.
+        key: see `Client`.
+        server_key: see `Client`.
 
     Raises:
         InvalidEndpoint: the endpoint is malformed.
+        InvalidKey: a key cannot be used, or only one of the two is given.
         ValueError: a time or a number that is too small.
         TypeError: a time that is neither a number nor a timedelta.
         RuntimeError: gevent or eventlet have patched threads or `select`.
@@ -114,11 +118,20 @@ class AsyncClient:
         retries: int = RETRIES,
         shared_memory: bool = True,
         peer_timeout: Seconds = liveness.PEER_TIMEOUT_S,
+        key: Key | None = None,
+        server_key: ServerKey | None = None,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
         self._requests = Requests(
-            endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory, peer_timeout=peer_timeout
+            endpoint,
+            timeout,
+            connect_timeout,
+            retries,
+            shared_memory=shared_memory,
+            peer_timeout=peer_timeout,
+            key=key,
+            server_key=server_key,
         )
         self._outstanding = asyncio.Semaphore(max_outstanding)
         self._max_outstanding = max_outstanding

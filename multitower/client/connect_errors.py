@@ -37,6 +37,12 @@ _OVERFLOW_GID: Final = 65534
 """The group of files whose group a container does not know."""
 
 
+LOCKED: Final = frozenset(
+    (ConnectError.KEY_REFUSED, ConnectError.KEY_NEEDED, ConnectError.NO_CURVE, ConnectError.SERVER_KEY_WRONG)
+)
+"""Causes that lie in the keys: no attempt can succeed before somebody gives other ones."""
+
+
 class Finding(NamedTuple):
     """Why there is no connection.
 
@@ -50,7 +56,8 @@ class Finding(NamedTuple):
 
     def to_error(self) -> MultitowerError:
         """The error of a request that could not be sent."""
-        return make(Reason.NOT_LISTENING, self.message, **{CONNECT_ERROR: self.kind.value})
+        reason = Reason.UNAUTHENTICATED if self.kind in LOCKED else Reason.NOT_LISTENING
+        return make(reason, self.message, **{CONNECT_ERROR: self.kind.value})
 
 
 def timed_out(endpoint: str, waited_s: float, *, by_name: bool) -> Finding:

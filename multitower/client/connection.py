@@ -23,6 +23,8 @@ import zmq
 
 from multitower import liveness, wire
 from multitower.client.codec import error_of, read_header
+from multitower.client.credentials import Credentials
+from multitower.client.dealer_socket import HANDSHAKE_FAILED
 from multitower.client.direct import DirectPath
 from multitower.client.patched import check_primitives
 from multitower.client.retries import Retries, retry_after
@@ -52,6 +54,7 @@ class Connection:
         endpoint: the daemon's.
         retries: how often a call that the daemon refused without running it is sent again.
         peer_timeout: seconds without a sign of the daemon after which the connection counts as lost; 0 for never.
+        credentials: for CURVE; None for a connection without it.
 
     Attributes:
         endpoint: the same.
@@ -61,11 +64,17 @@ class Connection:
         RuntimeError: gevent or eventlet have patched threads or `select`.
     """
 
-    def __init__(self, endpoint: str, retries: int = 0, peer_timeout: float = liveness.PEER_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        retries: int = 0,
+        peer_timeout: float = liveness.PEER_TIMEOUT_S,
+        credentials: Credentials | None = None,
+    ) -> None:
         check_primitives()
         self.endpoint = endpoint
         self._pid = os.getpid()
-        self._transport = Transport(endpoint, peer_timeout)
+        self._transport = Transport(endpoint, peer_timeout, credentials)
         self._direct = DirectPath(self._transport)
         self._retries = Retries(retries)
         self._cancelled: deque[Call] = deque()
@@ -157,6 +166,8 @@ class Connection:
                     transport.new.extend(self._retries.pop_due(now))
                 self._collect_new()
                 self._settle_cancelled()
+                if transport.unsent and not transport.greeted:
+                    self._fail_refused()
                 self._send_unsent()
                 if now >= transport.next_check:
                     self._expire(now)
@@ -286,10 +297,21 @@ class Connection:
                 self._fail_outstanding()
             elif event == zmq.EVENT_CONNECT_RETRIED:
                 transport.probe.record_failure()
+            elif event in HANDSHAKE_FAILED:
+                transport.probe.record_failed_handshake(transport.socket.refusal)
         if zmq.EVENT_CONNECT_RETRIED in events and not self._connected:
             transport.socket.try_other_family()
             if transport.unsent:
                 transport.probe.begin()
+
+    def _fail_refused(self) -> None:
+        """Fails what waits for a connection that the keys prevent; a later attempt may succeed."""
+        transport = self._transport
+        refusal = transport.probe.refusal()
+        if refusal is not None:
+            refused, transport.unsent = transport.unsent, deque()
+            for call in refused:
+                self._settle(call, refusal.to_error())
 
     def _fail_outstanding(self) -> None:
         """The connection was lost."""

@@ -17,16 +17,36 @@ from zmq.utils.monitor import recv_monitor_message
 from multitower import frames, liveness
 from multitower.addresses import ENDPOINT_FORMS
 from multitower.client.address_family import AddressFamily
-from multitower.errors import InvalidEndpoint
+from multitower.client.credentials import Credentials
+from multitower.errors import ConnectError, InvalidEndpoint
 
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 2000
 CONNECT_MS = 5000
 """How long an attempt to connect over TCP, and then the ZeroMQ handshake, may take."""
 
-_MONITORED_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED
+HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
 )
+"""Events of a handshake that did not succeed."""
+
+_ABANDONED = HANDSHAKE_FAILED[:2]
+"""Those after which libzmq connects no more."""
+
+_MONITORED_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | sum(HANDSHAKE_FAILED)
+)
+
+_NOT_ADMITTED = 400
+"""The status of a key that the daemon's ZAP handler does not admit (https://rfc.zeromq.org/spec/27)."""
+
+_NEVER = float("inf")
 
 
 class DealerSocket:
@@ -35,10 +55,12 @@ class DealerSocket:
     Args:
         endpoint: the daemon's.
         peer_timeout_s: see `liveness.socket_options`.
+        credentials: for CURVE; None for a connection without it.
 
     Attributes:
         descriptors: the descriptor of the socket's monitor.
-        due: never: libzmq's thread connects.
+        due: when `advance` is to be called: libzmq's thread connects, but gives up where a handshake was refused.
+        refusal: why the last handshake was refused; None if that is not known.
         descriptor: the socket's descriptor, which becomes readable when something arrives. Sending may consume that.
         can_divert: there is an epoll, so that `divert` can be called.
 
@@ -46,10 +68,12 @@ class DealerSocket:
         InvalidEndpoint: libzmq refuses the endpoint.
     """
 
-    due = float("inf")
-
-    def __init__(self, endpoint: str, peer_timeout_s: float) -> None:
+    def __init__(self, endpoint: str, peer_timeout_s: float, credentials: Credentials | None = None) -> None:
+        self.due = _NEVER
+        self.refusal: ConnectError | None = None
         self._endpoint = endpoint
+        self._has_key = credentials is not None
+        self._wait_ms = RECONNECT_MS
         self._family = AddressFamily(endpoint)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
@@ -67,9 +91,18 @@ class DealerSocket:
             zmq.HANDSHAKE_IVL: CONNECT_MS,
             **liveness.socket_options(endpoint, peer_timeout_s),
         }
+        keys: dict[int, bytes] = {}
+        if credentials is not None:
+            keys = {
+                zmq.CURVE_PUBLICKEY: credentials.public.encode(),
+                zmq.CURVE_SECRETKEY: credentials.secret.encode(),
+                zmq.CURVE_SERVERKEY: credentials.server.encode(),
+            }
         try:
             for option, value in options.items():
                 self._socket.set(option, value)
+            for option, key in keys.items():
+                self._socket.set(option, key)
             self._monitor = self._socket.get_monitor_socket(_MONITORED_EVENTS)
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -96,7 +129,20 @@ class DealerSocket:
         self._epoll.modify(self.descriptor, 0 if diverted else select.EPOLLIN)
 
     def advance(self, now: float) -> None:
-        """Does nothing."""
+        """Connects again after a refused handshake, once that is `due`: the daemon may admit the key by then.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if now >= self.due:
+            self.due = _NEVER
+            self._connect_again()
+
+    def _connect_again(self) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # the endpoint was valid before
+            self._socket.disconnect(self._endpoint)
+        self._socket.set(zmq.IPV6, int(self._family.ipv6))  # for connections from here on
+        self._socket.connect(self._endpoint)
 
     def has_events(self, ready: Container[int]) -> bool:
         """Whether `connection_events` has any.
@@ -111,21 +157,32 @@ class DealerSocket:
         events: list[int] = []
         with contextlib.suppress(zmq.Again):
             while True:
-                events.append(int(recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]))
+                message = recv_monitor_message(self._monitor, zmq.NOBLOCK)
+                events.append(int(message["event"]))
+                if events[-1] in HANDSHAKE_FAILED:
+                    self._note_failure(events[-1], int(message["value"]))
         return events
+
+    def _note_failure(self, event: int, value: int) -> None:
+        """Notes why a handshake failed, and connects again later if libzmq does not."""
+        self.refusal = None
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and value == _NOT_ADMITTED:
+            self.refusal = ConnectError.KEY_REFUSED
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            self.refusal = ConnectError.NO_CURVE if self._has_key else ConnectError.KEY_NEEDED
+        if event in _ABANDONED:
+            self.due = time.monotonic() + self._wait_ms / 1000
+            self._wait_ms = min(2 * self._wait_ms, RECONNECT_MAX_MS)
 
     def record_success(self) -> None:
         """Records that the connection has opened."""
+        self._wait_ms = RECONNECT_MS
         self._family.record_success()
 
     def try_other_family(self) -> None:
         """Connects with the other address family if its turn has come, after an attempt has failed."""
-        if not self._family.record_failure(time.monotonic()):
-            return
-        with contextlib.suppress(zmq.ZMQError):  # the endpoint was valid before
-            self._socket.disconnect(self._endpoint)
-        self._socket.set(zmq.IPV6, int(self._family.ipv6))  # for connections from here on
-        self._socket.connect(self._endpoint)
+        if self._family.record_failure(time.monotonic()):
+            self._connect_again()
 
     def send(self, message: Sequence[Any], *, at_once: bool = True) -> None:
         """Sends a message, always at once.

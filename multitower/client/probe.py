@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
 from multitower.client.connect_errors import IPC, Finding, examine, listens, no_answer, timed_out
+from multitower.client.lock_errors import LOCKED, examine_locks, refused
+from multitower.errors import ConnectError
 
 CONNECT_S: Final = 2.0
 """How long an address may take to answer the probe."""
@@ -21,9 +24,21 @@ class Probe:
     Args:
         endpoint: the daemon's.
         by_name: its host has a name.
+        public_key: the client's, in Z85; None if it has none.
+        examined: called when an examination in the background has ended, in that thread.
     """
 
-    def __init__(self, endpoint: str, *, by_name: bool) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        by_name: bool,
+        public_key: str | None = None,
+        examined: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._public_key = public_key
+        self._examined = examined
+        self._failed_handshakes = 0  # in a row
         self._endpoint = endpoint
         self._by_name = by_name
         self._connected = False
@@ -41,11 +56,30 @@ class Probe:
     def record_answer(self) -> None:
         """Records that a daemon has answered."""
         self._unanswered = False
+        self._failed_handshakes = 0
 
     def record_failure(self) -> None:
         """Records that an attempt to connect has failed, or that the connection was lost."""
         self._connected = False
         self._failed = True
+
+    def record_failed_handshake(self, refusal: ConnectError | None) -> None:
+        """Records that a connection has opened, and its handshake has failed.
+
+        Args:
+            refusal: why, if that is known.
+        """
+        self._connected = False
+        if refusal is None:
+            self._failed_handshakes += 1
+        else:
+            self._found, self._running = refused(self._endpoint, refusal, self._public_key), None
+
+    def refusal(self) -> Finding | None:
+        """Why no attempt can succeed before somebody gives other keys; None if nothing of that kind is known."""
+        self._collect()
+        found = self._found
+        return found if found is not None and found.kind in LOCKED else None
 
     def begin(self) -> None:
         """Examines the host in the background if an attempt has failed since the last examination.
@@ -58,8 +92,10 @@ class Probe:
         if self._running is not None:
             return
         result: Future[Finding | None] = Future()
+        result.add_done_callback(lambda _: self._examined())
+        failed_handshakes = self._failed_handshakes
         thread = threading.Thread(
-            target=lambda: result.set_result(self._examine()), name="multitower-probe", daemon=True
+            target=lambda: result.set_result(self._examine(failed_handshakes)), name="multitower-probe", daemon=True
         )
         try:
             thread.start()
@@ -83,8 +119,12 @@ class Probe:
             return no_answer(self._endpoint)
         return self._found or timed_out(self._endpoint, waited_s, by_name=self._by_name)
 
-    def _examine(self) -> Finding | None:
+    def _examine(self, failed_handshakes: int = 0) -> Finding | None:
         try:
+            if failed_handshakes:
+                found = examine_locks(self._endpoint, CONNECT_S, self._public_key, failed_handshakes)
+                if found is not None:
+                    return found
             return examine(self._endpoint, CONNECT_S)
         except Exception:  # noqa: BLE001  the request fails anyway; without a finding its error names no cause
             return None

@@ -17,6 +17,7 @@ from multitower.addresses import check_endpoint
 from multitower.client.arguments import Seconds, Version, to_seconds, to_version
 from multitower.client.codec import Codec, EncodedRequest, InferRequest, read_header
 from multitower.client.connection import Connection
+from multitower.client.credentials import Key, ServerKey, find_credentials
 from multitower.client.shared_memory import Arena
 from multitower.client.transport import Call, Outcome
 from multitower.durations import exact_duration
@@ -64,6 +65,8 @@ class Requests:
         retries: how often a request that the daemon refused without running it is sent again.
         shared_memory: whether large tensors travel through shared memory, where the daemon supports it.
         peer_timeout: seconds without a sign of the daemon after which a TCP connection counts as lost; 0 for never.
+        key: see `Client`.
+        server_key: see `Client`.
 
     Attributes:
         endpoint: the endpoint in use.
@@ -72,6 +75,7 @@ class Requests:
 
     Raises:
         InvalidEndpoint: the endpoint is malformed.
+        InvalidKey: a key cannot be used.
         ValueError: a time or a number that is too small.
         TypeError: a time that is neither a number nor a timedelta.
     """
@@ -85,6 +89,8 @@ class Requests:
         *,
         shared_memory: bool = False,
         peer_timeout: Seconds = liveness.PEER_TIMEOUT_S,
+        key: Key | None = None,
+        server_key: ServerKey | None = None,
     ) -> None:
         timeout_s, connect_s = to_seconds("timeout", timeout), to_seconds("connect_timeout", connect_timeout)
         peer_s = to_seconds("peer_timeout", peer_timeout)
@@ -106,7 +112,7 @@ class Requests:
         # Only Linux has memfds.
         possible = shared_memory and self.endpoint.startswith("ipc:") and hasattr(os, "memfd_create")
         self._arena = Arena() if possible else None
-        self.connection = Connection(self.endpoint, retries, peer_s)
+        self.connection = Connection(self.endpoint, retries, peer_s, find_credentials(self.endpoint, key, server_key))
 
     def start_infer(
         self, request: InferRequest, seconds: float, deadline: float, *, wait: bool = False

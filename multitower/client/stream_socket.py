@@ -52,10 +52,12 @@ class StreamSocket:
         descriptors: further descriptors to wait for: none.
         due: when `advance` is to be called, in monotonic seconds.
         can_divert: `divert` can be called.
+        refusal: None: there are no keys over ipc.
     """
 
     descriptors: tuple[int, ...] = ()
     can_divert = True
+    refusal = None
 
     def __init__(self, path: str) -> None:
         self.due = _NOW

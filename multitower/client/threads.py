@@ -15,6 +15,7 @@ import numpy as np
 from multitower import liveness, wire
 from multitower.client.arguments import Names, Seconds, Version, refuse_pickling, to_seconds
 from multitower.client.codec import InferRequest
+from multitower.client.credentials import Key, ServerKey
 from multitower.client.requests import (
     CONNECT_TIMEOUT_S,
     MAX_OUTSTANDING,
@@ -70,9 +71,14 @@ class Client:
         shared_memory: whether large tensors travel through shared memory: over ipc, where the daemon can reach it.
         peer_timeout: seconds without a sign of the daemon, not even the answer to a heartbeat, after which a TCP
             connection counts as lost: outstanding requests fail as `connection_lost`, and it opens again. 0 for never.
+        key: for a daemon with locks, over tcp: the path of this client's secret key file, its secret key in Z85, or the
+            pair `(public, secret)`; None for what the environment variable `MULTITOWER_KEY` has.
+        server_key: the daemon's public key in Z85, or the path of a file that holds it; None for what
+            `MULTITOWER_SERVER_KEY` has.
 
     Raises:
         InvalidEndpoint: the endpoint is malformed.
+        InvalidKey: a key cannot be used, or only one of the two is given.
         ValueError: a time or a number that is too small.
         TypeError: a time that is neither a number nor a timedelta.
         RuntimeError: gevent or eventlet have patched threads or `select`.
@@ -88,11 +94,20 @@ class Client:
         retries: int = RETRIES,
         shared_memory: bool = True,
         peer_timeout: Seconds = liveness.PEER_TIMEOUT_S,
+        key: Key | None = None,
+        server_key: ServerKey | None = None,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
         self._requests = Requests(
-            endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory, peer_timeout=peer_timeout
+            endpoint,
+            timeout,
+            connect_timeout,
+            retries,
+            shared_memory=shared_memory,
+            peer_timeout=peer_timeout,
+            key=key,
+            server_key=server_key,
         )
         self._outstanding = _OutstandingLimit(max_outstanding)
         # Without `close`, the connection ends once nothing refers to the client.

@@ -18,6 +18,7 @@ import zmq
 
 from multitower import liveness, wire
 from multitower.client.address_family import AddressFamily
+from multitower.client.credentials import Credentials
 from multitower.client.dealer_socket import DealerSocket
 from multitower.client.probe import Probe
 from multitower.client.stream_socket import StreamSocket
@@ -146,11 +147,11 @@ class Waker:
             os.close(self._reader)
 
 
-def _open_socket(endpoint: str, peer_timeout_s: float) -> DealerSocket | StreamSocket:
+def _open_socket(endpoint: str, peer_timeout_s: float, credentials: Credentials | None) -> DealerSocket | StreamSocket:
     path = endpoint.removeprefix("ipc://")
     if path != endpoint and hasattr(select, "epoll"):
         return StreamSocket(path)
-    return DealerSocket(endpoint, peer_timeout_s)
+    return DealerSocket(endpoint, peer_timeout_s, credentials)
 
 
 class Transport:
@@ -162,6 +163,7 @@ class Transport:
     Args:
         endpoint: the daemon's.
         peer_timeout_s: see `liveness.socket_options`.
+        credentials: for CURVE; None for a connection without it.
 
     Attributes:
         lock: held by the connection's thread at all times except while it sleeps.
@@ -183,7 +185,12 @@ class Transport:
         InvalidEndpoint: the endpoint is malformed.
     """
 
-    def __init__(self, endpoint: str, peer_timeout_s: float = liveness.PEER_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        peer_timeout_s: float = liveness.PEER_TIMEOUT_S,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.lock = threading.Lock()
         self.new: deque[Call] = deque()
         self.unsent: deque[Call] = deque()
@@ -197,9 +204,12 @@ class Transport:
         self.closing = False
         self.ended = False
         self._serial = 0
-        self.socket = _open_socket(endpoint, peer_timeout_s)
-        self.probe = Probe(endpoint, by_name=AddressFamily(endpoint).by_name)
+        self.socket = _open_socket(endpoint, peer_timeout_s, credentials)
         self.waker = Waker()
+        public = None if credentials is None else credentials.public
+        self.probe = Probe(
+            endpoint, by_name=AddressFamily(endpoint).by_name, public_key=public, examined=self.waker.wake
+        )
 
     def send_call(self, call: Call, *, at_once: bool = True) -> None:
         """Sends a call and adds it to `outstanding`.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from multitower.wire import ENDPOINT_VARIABLE
+from multitower.wire import CLIENT_VARIABLES
 
 from .source import (
     ConfigError,
@@ -68,7 +68,7 @@ def _collect(
     variables = {PREFIX + "__".join(path).upper(): path for path in known}
     found: list[tuple[Location, str]] = []
     for name in environment:
-        if not name.startswith(PREFIX) or name == ENDPOINT_VARIABLE:
+        if not name.startswith(PREFIX) or name in CLIENT_VARIABLES:
             continue
         if name in variables:
             found.append((variables[name], name))

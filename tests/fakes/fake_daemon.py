@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import zmq
+from zmq.utils import z85
 
 from multitower import errors, tensors, wire
 
@@ -83,6 +84,8 @@ class FakeDaemon:
         answer: see `Answer`; None leaves all requests to the test.
         endpoint: where it listens.
         metadata: its answer to `MT1:server_metadata`; None for no answer.
+        secret_key: its CURVE key, in Z85; None for a daemon without CURVE.
+        admits: the public keys that it admits, in Z85; it may be changed.
 
     Attributes:
         endpoint: with the real port.
@@ -94,6 +97,8 @@ class FakeDaemon:
         answer: Answer | None = None,
         endpoint: str = "tcp://127.0.0.1:*",
         metadata: dict[str, Any] | None = METADATA,
+        secret_key: str | None = None,
+        admits: Collection[str] = (),
     ) -> None:
         self.requests: queue.Queue[Received] = queue.Queue()
         self._answer = answer
@@ -103,6 +108,12 @@ class FakeDaemon:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.IPV6, int("[" in endpoint))
+        self._admits = admits
+        self._zap = self._context.socket(zmq.REP)
+        self._zap.bind("inproc://zeromq.zap.01")
+        if secret_key is not None:
+            self._socket.set(zmq.CURVE_SERVER, 1)
+            self._socket.set(zmq.CURVE_SECRETKEY, secret_key.encode())
         self._socket.bind(endpoint)
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT)
         self._inner = self._context.socket(zmq.PULL)
@@ -112,6 +123,7 @@ class FakeDaemon:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._inner, zmq.POLLIN)
+        self._poller.register(self._zap, zmq.POLLIN)
         self._lock = threading.Lock()
         self._closed = False
         self._failure: BaseException | None = None
@@ -172,6 +184,10 @@ class FakeDaemon:
             return False
         while not self._to_send.empty():
             self._socket.send_multipart(self._to_send.get())
+        if self._zap in ready:
+            version, request_id, *_, key = self._zap.recv_multipart()
+            status = b"200" if z85.encode(key).decode() in self._admits else b"400"
+            self._zap.send_multipart([version, request_id, status, b"", b"", b""])
         if self._socket in ready:
             address, empty, kind, id, header, *frames = self._socket.recv_multipart()
             assert empty == wire.DELIMITER

@@ -6,7 +6,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fake_daemon
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fake_daemon import FakeDaemon, Received
 
-from multitower import wire
+from multitower import curve_keys, wire
 from multitower.errors import Reason
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -43,9 +43,9 @@ def endpoint() -> Iterator[str]:
         yield daemon.endpoint
 
 
-def run(name: str, endpoint: str) -> str:
+def run(name: str, endpoint: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / name],
+        [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
         env={**os.environ, "MULTITOWER_ENDPOINT": endpoint},
         capture_output=True,
         text=True,
@@ -57,7 +57,12 @@ def run(name: str, endpoint: str) -> str:
 
 
 def test_each_example_has_a_test() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"req.py", "client.py", "async_client.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "req.py",
+        "client.py",
+        "async_client.py",
+        "client_with_keys.py",
+    }
 
 
 def test_the_example_without_the_library_works(endpoint: str) -> None:
@@ -80,3 +85,21 @@ def test_the_example_of_the_client_for_asyncio_works(endpoint: str) -> None:
     out = run("async_client.py", endpoint)
     assert "one hundred images: 100 rows" in out
     assert "cancelled" in out
+
+
+def test_the_example_of_a_client_with_keys_works(tmp_path: Path) -> None:
+    server, client = curve_keys.new_pair(), curve_keys.new_pair()
+
+    def answer_or_refuse(request: Received) -> Sequence[bytes] | None:
+        if request.kind == wire.STATUS:
+            return fake_daemon.error(request.id, Reason.FORBIDDEN, "the role observe is needed")
+        return answer(request)
+
+    key, server_key = tmp_path / "ana.key_secret", tmp_path / "gpus.key"
+    key.write_text(curve_keys.certificate(client.public, client.secret))
+    key.chmod(0o600)
+    server_key.write_text(curve_keys.certificate(server.public))
+    with FakeDaemon(answer_or_refuse, secret_key=server.secret, admits={client.public}) as daemon:
+        out = run("client_with_keys.py", "", str(key), str(server_key), daemon.endpoint)
+    assert "one image: [0]" in out
+    assert "this key may not see the status: PERMISSION_DENIED/forbidden: the role observe is needed" in out

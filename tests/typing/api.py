@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, assert_type
 
 import numpy as np
@@ -40,6 +41,8 @@ def threads() -> None:
     Client(
         "ipc:///run/multitower/front.sock", timeout=30, connect_timeout=5, max_outstanding=10, shared_memory=False
     ).close()
+    Client("tcp://gpus:5555", key=Path("ana.key_secret"), server_key="gpus.key").close()
+    Client("tcp://gpus:5555", key=("PUBLIC", "SECRET"), server_key=b"KEY").close()
     Client("tcp://127.0.0.1:5555", 30.0)  # type: ignore[call-arg]  # the others are by name
     client.infer("m", {"x": 1}, ["y"])  # type: ignore[call-arg]
     client.infer("m", {"x": 1}, outputs="y")  # type: ignore[arg-type]

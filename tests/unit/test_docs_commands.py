@@ -48,6 +48,12 @@ def check_multitower(words: list[str], complete: bool = True) -> None:
         command: click.Command = multitower
     else:
         command = command_of(words[0])
+    if isinstance(command, click.Group) and command is not multitower:
+        inner = command.commands.get(words[1]) if len(words) > 1 else None
+        assert inner is not None or not complete, f"there is no command {words[:2]}"
+        if inner is None:
+            return
+        command, words = inner, words[1:]
     context = click.Context(command, info_name=words[0], parent=CONTEXT)
     values, rest, _ = command.make_parser(context).parse_args(list(words[1:]))
     assert not rest or command is multitower, f"too many arguments: {rest}"

@@ -24,6 +24,7 @@ NAMES = [
     "Forbidden",
     "InternalError",
     "InvalidEndpoint",
+    "InvalidKey",
     "InvalidRequest",
     "ModelError",
     "MultitowerError",
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parents[2]
 
 CONSTRUCTOR = (
     "endpoint=None timeout=30.0 connect_timeout=5.0 max_outstanding=1000 retries=2 shared_memory=True peer_timeout=30.0"
+    " key=None server_key=None"
 )
 INFER = "model inputs outputs=None version='' timeout=None priority=0 signature='' version_label='' trace=None"
 METHODS = {

@@ -33,6 +33,7 @@ final class Connection {
     private final Link link;
     private final Reachability reachability;
     private final Thread thread;
+    private final boolean keyed;
 
     // Written by any thread, read by the connection's thread.
     private final Queue<Call<?>> incoming = new ConcurrentLinkedQueue<>();
@@ -62,13 +63,15 @@ final class Connection {
      * @param mostRetries how often a call that the daemon refused without running it is sent again
      * @param peerTimeoutMs milliseconds without a sign of the daemon after which the connection counts as lost; 0 for
      *     never
+     * @param keys for CURVE; null for a connection without it
      * @throws MultitowerException.InternalError it has no socket, for example as too many files are open
      */
-    Connection(Endpoint endpoint, Duration connectTimeout, int mostRetries, int peerTimeoutMs) {
+    Connection(Endpoint endpoint, Duration connectTimeout, int mostRetries, int peerTimeoutMs, Keys keys) {
         this.endpoint = endpoint;
         this.retries = new Retries(mostRetries, () -> ThreadLocalRandom.current().nextDouble());
-        this.link = new Link(peerTimeoutMs);
-        this.reachability = new Reachability(endpoint, connectTimeout, link::wake, Thread::new);
+        this.link = new Link(peerTimeoutMs, keys);
+        this.keyed = keys != null;
+        this.reachability = new Reachability(endpoint, connectTimeout, keys, link::wake, Thread::new);
         this.thread = new Thread(this::run, "multitower-client " + endpoint);
         thread.setDaemon(true);
         try {
@@ -152,6 +155,9 @@ final class Connection {
                 }
                 takeIncoming();
                 takeCancelled();
+                if (toRefuse()) {
+                    refuseUnsent();
+                }
                 send();
                 if (now >= nextCheck) {
                     expire(now);
@@ -170,7 +176,11 @@ final class Connection {
 
     /** Whether calls were handed over, or another address of the daemon. */
     private boolean busy() {
-        return closing || link.wants(reachability.address()) || !incoming.isEmpty() || !cancelled.isEmpty();
+        return closing
+                || link.wants(reachability.address())
+                || !incoming.isEmpty()
+                || !cancelled.isEmpty()
+                || toRefuse();
     }
 
     private void connect(long now) {
@@ -261,6 +271,10 @@ final class Connection {
 
     private void greet(Link.Reply reply) {
         greeted = true;
+        link.greeted();
+        if (!connected) {
+            connected();
+        }
         limit = Wire.DEFAULT_MAX_MESSAGE_SIZE;
         Object told = null;
         try {
@@ -276,14 +290,24 @@ final class Connection {
     private void watch() {
         for (Link.Change change = link.change(); change != null; change = link.change()) {
             if (change == Link.Change.OPENED) {
-                opened();
+                toGreet = true;
+                if (!keyed) {
+                    connected();
+                }
                 continue;
+            }
+            if (change == Link.Change.REFUSED) {
+                reachability.refused();
+                continue;
+            }
+            if (!greeted) {
+                reachability.handshakeFailed();
             }
             // Replies that arrived before the end count.
             receive();
             List<Call<?>> lost = new ArrayList<>(outstanding.values());
             outstanding.clear();
-            if (connected) {
+            if (connected && greeted) {
                 lostAt = Clock.now();
                 String requests =
                         lost.size() == 1
@@ -304,9 +328,8 @@ final class Connection {
         }
     }
 
-    private void opened() {
+    private void connected() {
         connected = true;
-        toGreet = true;
         reachability.stop();
         if (lostAt == 0) {
             LOG.log(Level.DEBUG, "connected to {0}", endpoint);
@@ -314,6 +337,17 @@ final class Connection {
             String ms = Long.toString((Clock.now() - lostAt) / 1_000_000);
             LOG.log(Level.INFO, "connected to {0} again, {1} ms after the connection was lost", endpoint, ms);
         }
+    }
+
+    /** Whether calls wait for a connection that the keys prevent. */
+    private boolean toRefuse() {
+        return !greeted && !unsent.isEmpty() && reachability.refusal() != null;
+    }
+
+    private void refuseUnsent() {
+        List<Call<?>> refused = new ArrayList<>(unsent);
+        unsent.clear();
+        refused.forEach(call -> fail(call, reachability.error()));
     }
 
     /** Fails the calls whose time is over. Called at the earliest deadline known: rarely, under load. */

@@ -32,6 +32,9 @@ final class Link {
     private static final long HANDSHAKE_MS = 100;
     private static final long HANDSHAKE_MAX_MS = 30_000;
     private static final long CONNECT_MS = 5000;
+
+    /** JeroMQ connects no more after a refused handshake, by itself. */
+    private static final long REFUSED_AGAIN_NS = TimeUnit.SECONDS.toNanos(1);
     private static final long LONGEST_SLEEP_MS = TimeUnit.HOURS.toMillis(1);
 
     /** Larger frames are received into direct buffers. */
@@ -39,8 +42,10 @@ final class Link {
 
     /** What happened to the connection. */
     enum Change {
-        /** The ZeroMQ handshake is done. */
+        /** The peer speaks ZeroMQ. With keys, the handshake is not done yet. */
         OPENED,
+        /** The daemon does not admit this client's key. */
+        REFUSED,
         /** The connection was lost. */
         LOST
     }
@@ -72,6 +77,8 @@ final class Link {
     private long handshakeMs = HANDSHAKE_MS;
     private long handshakeBy = Clock.NEVER;
     private boolean handshaking; // connected, and the handshake is not done
+    private final boolean keyed;
+    private boolean greeted; // the daemon has answered on this connection
     private boolean cut; // the connection was lost in the middle of a message
     private String refusal = ""; // why JeroMQ did not take the address; empty if it did
 
@@ -80,13 +87,20 @@ final class Link {
      *
      * @param peerTimeoutMs milliseconds without a sign of the daemon after which the connection counts as lost; 0 for
      *     never
+     * @param keys for CURVE; null for a connection without it
      * @throws MultitowerException.InternalError it cannot be opened, for example as too many files are open
      */
-    Link(int peerTimeoutMs) {
+    Link(int peerTimeoutMs, Keys keys) {
+        keyed = keys != null;
         context.setNotificationExceptionHandler(this::failed);
         try {
             socket = context.createSocket(SocketType.DEALER);
             configure(peerTimeoutMs);
+            if (keys != null) {
+                socket.setCurvePublicKey(keys.publicKey);
+                socket.setCurveSecretKey(keys.secretKey);
+                socket.setCurveServerKey(keys.serverKey);
+            }
             selector = Selector.open();
             socket.getFD().register(selector, SelectionKey.OP_READ);
         } catch (IOException | RuntimeException error) { // JeroMQ has several classes for a lack of files
@@ -118,7 +132,8 @@ final class Link {
             socket.setTCPKeepAlive(1);
         }
         socket.setMsgAllocationHeapThreshold(DIRECT_BYTES);
-        int wanted = ZMQ.EVENT_CONNECTED | ZMQ.EVENT_HANDSHAKE_PROTOCOL | ZMQ.EVENT_DISCONNECTED;
+        int wanted = ZMQ.EVENT_CONNECTED | ZMQ.EVENT_HANDSHAKE_PROTOCOL | ZMQ.EVENT_DISCONNECTED
+                | zmq.ZMQ.ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
         socket.setEventHook(this::happened, wanted);
     }
 
@@ -216,14 +231,21 @@ final class Link {
     /** The next change of the connection, or null. */
     Change change() {
         for (ZMonitor.Event event = events.poll(); event != null; event = events.poll()) {
+            if (event == ZMonitor.Event.HANDSHAKE_FAILED_AUTH) {
+                return Change.REFUSED; // and then DISCONNECTED
+            }
             handshakeBy = Clock.NEVER;
             handshaking = event == ZMonitor.Event.CONNECTED;
             if (event == ZMonitor.Event.DISCONNECTED) {
-                handshakeBy = connectBy();
+                handshakeBy = keyed && !greeted ? Clock.now() + REFUSED_AGAIN_NS : connectBy();
+                greeted = false;
                 return Change.LOST;
             }
             if (event == ZMonitor.Event.HANDSHAKE_PROTOCOL) {
                 handshakeMs = HANDSHAKE_MS;
+                if (keyed) {
+                    handshakeBy = connectBy(); // until the daemon answers: JeroMQ does not tell when the handshake is done
+                }
                 return Change.OPENED;
             }
             handshakeBy = Clock.now() + TimeUnit.MILLISECONDS.toNanos(handshakeMs);
@@ -249,6 +271,12 @@ final class Link {
         handshaking = false;
         disconnect();
         connect(latest);
+    }
+
+    /** The daemon has answered. */
+    void greeted() {
+        greeted = true;
+        handshakeBy = Clock.NEVER;
     }
 
     private static long connectBy() {

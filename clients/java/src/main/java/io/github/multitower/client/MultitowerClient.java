@@ -1,5 +1,6 @@
 package io.github.multitower.client;
 
+import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -43,14 +44,14 @@ public final class MultitowerClient implements InferenceClient {
     private final Codec codec = new Codec();
     private final Connection connection;
 
-    private MultitowerClient(Builder builder) {
+    private MultitowerClient(Builder builder, Keys keys) {
         this.endpoint = Endpoint.parse(builder.endpoint);
         this.timeout = builder.timeout;
         this.connectTimeout = builder.connectTimeout;
         this.blockWhenFull = builder.blockWhenFull;
         this.room = new Room(builder.maxOutstanding);
         int peerTimeoutMs = (int) builder.peerTimeout.toMillis();
-        this.connection = new Connection(endpoint, connectTimeout, builder.retries, peerTimeoutMs);
+        this.connection = new Connection(endpoint, connectTimeout, builder.retries, peerTimeoutMs, keys);
     }
 
     /**
@@ -92,6 +93,8 @@ public final class MultitowerClient implements InferenceClient {
         private boolean blockWhenFull;
         private int retries = Retries.DEFAULT;
         private Duration peerTimeout = Duration.ofSeconds(30);
+        private byte[] key; // null for the environment's
+        private byte[] serverKey;
 
         private Builder() {
             String named = System.getenv(Wire.ENDPOINT_VARIABLE);
@@ -198,14 +201,67 @@ public final class MultitowerClient implements InferenceClient {
         }
 
         /**
+         * This client's secret key, for a daemon with locks. By default it is what the environment's
+         * {@code MULTITOWER_KEY} has: the path of its file, or the key in Z85.
+         *
+         * @param file as {@code multitower keys new} writes it; others may not be allowed to read it
+         * @return this
+         * @throws IllegalArgumentException it cannot be read, admits others, or holds no secret key
+         */
+        public Builder key(Path file) {
+            this.key = Keys.secretFile(Objects.requireNonNull(file, "file"));
+            return this;
+        }
+
+        /**
+         * This client's pair of keys, for a daemon with locks.
+         *
+         * @param publicKey in Z85
+         * @param secretKey in Z85
+         * @return this
+         * @throws IllegalArgumentException they are not in Z85, or no pair
+         */
+        public Builder key(String publicKey, String secretKey) {
+            Objects.requireNonNull(publicKey, "publicKey");
+            this.key = Keys.pair(publicKey, Objects.requireNonNull(secretKey, "secretKey"));
+            return this;
+        }
+
+        /**
+         * The public key of a daemon with locks, by which this client knows it. By default it is what the environment's
+         * {@code MULTITOWER_SERVER_KEY} has.
+         *
+         * @param serverKey in Z85, or the path of a file that holds it
+         * @return this
+         * @throws IllegalArgumentException it is neither
+         */
+        public Builder serverKey(String serverKey) {
+            this.serverKey = Keys.publicKey(Objects.requireNonNull(serverKey, "serverKey"));
+            return this;
+        }
+
+        /**
+         * The same, from a file.
+         *
+         * @param file as {@code multitower keys new} writes it
+         * @return this
+         * @throws IllegalArgumentException it cannot be read, or holds no public key
+         */
+        public Builder serverKey(Path file) {
+            this.serverKey = Keys.publicFile(Objects.requireNonNull(file, "file"));
+            return this;
+        }
+
+        /**
          * Creates the client.
          *
          * @return a client that connects in the background
-         * @throws IllegalArgumentException the endpoint is not one that Java can reach
+         * @throws IllegalArgumentException the endpoint is not one that Java can reach, or of the client's key and the
+         *     daemon's key only one is given, here or in the environment, or the one there cannot be used
          * @throws MultitowerException.InternalError no socket can be opened, for example as too many files are open
          */
         public MultitowerClient build() {
-            return new MultitowerClient(this);
+            return new MultitowerClient(this, Keys.find(key, serverKey, System::getenv));
         }
     }
 

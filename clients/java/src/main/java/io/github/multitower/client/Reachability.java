@@ -43,6 +43,7 @@ final class Reachability {
     }
 
     private final Endpoint endpoint;
+    private final Keys keys;
     private final Runnable resolved;
     private final ThreadFactory threads;
     private final long beforeProbeMs;
@@ -53,6 +54,12 @@ final class Reachability {
 
     /** What was found out last; null while nothing was. */
     private volatile Finding finding;
+
+    /** Why no attempt can succeed before somebody gives other keys; null if nothing of that kind is known. */
+    private volatile Finding refusal;
+
+    /** Handshakes that failed in a row. */
+    private volatile int failedHandshakes;
 
     /** When the search began. */
     private volatile long begun;
@@ -66,11 +73,14 @@ final class Reachability {
      *
      * @param endpoint of the daemon
      * @param connectTimeout how long requests wait for a daemon; the cause is looked for within that time
+     * @param keys for CURVE; null for a connection without it
      * @param resolved called in the thread each time that there may be another address
      * @param threads creates the thread
      */
-    Reachability(Endpoint endpoint, Duration connectTimeout, Runnable resolved, ThreadFactory threads) {
+    Reachability(
+            Endpoint endpoint, Duration connectTimeout, Keys keys, Runnable resolved, ThreadFactory threads) {
         this.endpoint = endpoint;
+        this.keys = keys;
         this.resolved = resolved;
         this.threads = threads;
         long ms = Clock.nanos(connectTimeout) / 1_000_000;
@@ -113,11 +123,32 @@ final class Reachability {
     /** Ends the search: the connection is open, or closed for good. */
     synchronized void stop() {
         wanted = false;
+        refusal = null;
+        failedHandshakes = 0;
         notifyAll();
+    }
+
+    /** Why the keys prevent a connection, or null. */
+    Finding refusal() {
+        return refusal;
+    }
+
+    /** The daemon does not admit this client's key. */
+    void refused() {
+        refusal = Locks.keyRefused(endpoint, keys);
+    }
+
+    /** A connection ended before the daemon answered. */
+    void handshakeFailed() {
+        failedHandshakes++;
     }
 
     /** The error of requests that waited for a connection in vain. */
     MultitowerException error() {
+        Finding locked = refusal;
+        if (locked != null) {
+            return MultitowerException.of(Reason.UNAUTHENTICATED, locked.message, Map.of(CONNECT_ERROR, locked.kind));
+        }
         Finding found = finding == null ? nothingYet() : finding;
         return MultitowerException.of(Reason.NOT_LISTENING, found.message, Map.of(CONNECT_ERROR, found.kind));
     }
@@ -194,9 +225,17 @@ final class Reachability {
                 socket.connect(new InetSocketAddress(each, endpoint.port), probeMs);
                 finding = unanswered(endpoint);
                 address = numeric(each);
+                Finding locked = failedHandshakes == 0 ? null : Locks.examine(endpoint, keys, socket, probeMs, failedHandshakes);
+                boolean known = refusal != null && refusal.kind.equals(Locks.KEY_REFUSED);
+                synchronized (this) {
+                    if (wanted && (locked != null || !known)) {
+                        refusal = locked;
+                    }
+                }
                 resolved.run();
                 return true;
             } catch (IOException error) {
+                refusal = null;
                 if (each == found[0]) {
                     finding = failed(endpoint, error, probeMs);
                 }

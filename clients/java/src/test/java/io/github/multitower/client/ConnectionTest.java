@@ -138,7 +138,7 @@ class ConnectionTest {
     @Test
     void anErrorThatEndsTheThreadIsTheCauseOfTheErrorsOfAllCalls() throws Exception {
         Connection connection =
-                new Connection(Endpoint.parse("tcp://127.0.0.1:" + freePort()), Duration.ofSeconds(20), 0, 0);
+                new Connection(Endpoint.parse("tcp://127.0.0.1:" + freePort()), Duration.ofSeconds(20), 0, 0, null);
         IllegalStateException wanted = new IllegalStateException("as wanted");
         Call<Void> waiting = call(Clock.NEVER, () -> {});
         connection.start(waiting);

@@ -8,7 +8,9 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Queue;
+import java.util.Set;
 import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
@@ -58,6 +60,11 @@ final class FakeDaemon implements AutoCloseable {
     private final String metadata;
     private final ZContext context = new ZContext();
     private final ZMQ.Socket socket = context.createSocket(SocketType.ROUTER);
+    private final ZMQ.Socket zap = context.createSocket(SocketType.REP);
+
+    /** The CURVE keys that it admits; may be changed. */
+    final Set<String> admitted = ConcurrentHashMap.newKeySet();
+
     private final Thread thread = new Thread(this::run, "fake-daemon");
     private volatile boolean closing;
 
@@ -76,6 +83,20 @@ final class FakeDaemon implements AutoCloseable {
      * @param metadata what it says of itself; null lets it say nothing
      */
     FakeDaemon(Function<Received, List<byte[]>> answer, String endpoint, String metadata) {
+        this(answer, endpoint, metadata, null);
+    }
+
+    /**
+     * The same with locks: it admits only what is in {@link #admitted}.
+     *
+     * @param secretKey its CURVE key in Z85; null for a daemon without CURVE
+     */
+    FakeDaemon(Function<Received, List<byte[]>> answer, String endpoint, String metadata, String secretKey) {
+        if (secretKey != null) {
+            zap.bind("inproc://zeromq.zap.01");
+            socket.setCurveServer(true);
+            socket.setCurveSecretKey(ZMQ.Curve.z85Decode(secretKey));
+        }
         this.answer = answer;
         this.metadata = metadata;
         socket.setLinger(0);
@@ -127,8 +148,26 @@ final class FakeDaemon implements AutoCloseable {
         toSend.add(message);
     }
 
+    private void admit() {
+        for (byte[] version = zap.recv(ZMQ.DONTWAIT); version != null; version = zap.recv(ZMQ.DONTWAIT)) {
+            byte[] id = zap.recv();
+            byte[] key = null;
+            while (zap.hasReceiveMore()) {
+                key = zap.recv();
+            }
+            boolean known = admitted.contains(ZMQ.Curve.z85Encode(key));
+            zap.sendMore(version);
+            zap.sendMore(id);
+            zap.sendMore(known ? "200" : "400");
+            zap.sendMore("");
+            zap.sendMore("");
+            zap.send("");
+        }
+    }
+
     private void run() {
         while (!closing) {
+            admit();
             for (List<byte[]> message = toSend.poll(); message != null; message = toSend.poll()) {
                 for (int i = 0; i < message.size(); i++) {
                     socket.send(message.get(i), i < message.size() - 1 ? ZMQ.SNDMORE : 0);

@@ -9,7 +9,7 @@ class LinkTest {
     @Test
     void anAddressThatIsNotTakenIsTriedAgainAndGivenUpForAnother() {
         try (FakeDaemon daemon = new FakeDaemon()) {
-            Link link = new Link(0);
+            Link link = new Link(0, null);
             try {
                 link.connect("tcp://[fe80::1%no-such-zone]:5555");
                 assertTrue(link.connects());

@@ -135,7 +135,7 @@ class ReachabilityTest {
     void aZoneIsANumberForJeroMqWhichNeedsNoInterface() throws Exception {
         CountDownLatch resolved = new CountDownLatch(1);
         Reachability reachability = new Reachability(
-                Endpoint.parse("tcp://[::1%lo]:5555"), CONNECT, resolved::countDown, Thread::new);
+                Endpoint.parse("tcp://[::1%lo]:5555"), CONNECT, null, resolved::countDown, Thread::new);
         reachability.start();
         Outcomes.await(resolved);
         assertEquals("tcp://[0:0:0:0:0:0:0:1%1]:5555", reachability.address());
@@ -149,6 +149,7 @@ class ReachabilityTest {
         Reachability reachability = new Reachability(
                 Endpoint.parse("tcp://127.0.0.1:5555"),
                 CONNECT,
+                null,
                 resolved::countDown,
                 action -> threads.incrementAndGet() > 1 ? new Thread(action) : new NoThread());
         reachability.start();
