@@ -218,9 +218,9 @@ class Daemon:
                 gateway = self._gateway
                 self._endpoints.gateway_pids = lambda: gateway.pids
             self._connection_limits = ConnectionLimits(self._settings, self._endpoints, self._router, plan)
-            self._set_up_operations(sampler, read_config, started, ready_lines)
             self._request_log = RequestLog(self._router, self._settings)
             stack.callback(self._request_log.close)
+            self._set_up_operations(sampler, read_config, started, ready_lines)
             self._resources = stack.pop_all()
         self._router.set_labels(settings.labels)
         for spec in settings.unloaded:
@@ -284,6 +284,7 @@ class Daemon:
             endpoints=self._endpoints,
             gateway=self._gateway,
             tracing=self._tracing,
+            request_log=self._request_log,
         )
         metrics = Metrics(snapshots, self._background)
         self._recorder = Recorder(self._router)

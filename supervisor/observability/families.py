@@ -26,6 +26,20 @@ from .snapshot import SlotSnapshot, Snapshot, Times, VersionSnapshot
 OK: Final = "ok"
 """The outcome of a request that was answered with outputs."""
 
+USUAL_OUTCOMES: Final = (
+    OK,
+    Reason.DEADLINE,
+    Reason.CANCELLED,
+    Reason.MODEL_ERROR,
+    Reason.WORKER_DIED,
+    Reason.POISONED,
+)
+"""Outcomes that are exported with 0 as well, for each version: where a series begins with its first count, `rate` does
+not see that one."""
+
+USUAL_REFUSALS: Final = (Reason.QUEUE_FULL, Reason.NO_WORKER, Reason.SHAPE_INVALID)
+"""The same for each model, of requests that were refused before they were queued."""
+
 TIME_EXPONENTS: Final = range(16, 38)
 """The buckets of times end at 2 to the power of these nanoseconds, from 66 us to 137 s, where slots of the daemon's own
 histograms end: the counts of the buckets are exact."""
@@ -112,6 +126,16 @@ SPANS_DROPPED: Final = Metric(
     "multitower_spans_dropped_total",
     Kind.COUNTER,
     "Spans of requests that the collector of traces did not get.",
+)
+LOG_LINES_DROPPED: Final = Metric(
+    "multitower_request_log_dropped_lines_total",
+    Kind.COUNTER,
+    "Lines of the request log that were not written: too many waited, or the file could not be written.",
+)
+LOG_ROTATIONS_FAILED: Final = Metric(
+    "multitower_request_log_failed_rotations_total",
+    Kind.COUNTER,
+    "How often the full file of the request log could not be replaced by another one.",
 )
 LOOP_LAG: Final = Metric(
     "multitower_event_loop_lag_seconds",
@@ -329,6 +353,8 @@ def _of_daemon(snapshot: Snapshot) -> list[Family]:
         _single(UNREAD_BYTES, snapshot.unread_bytes),
         _single(SPANS_EXPORTED, snapshot.spans_exported),
         _single(SPANS_DROPPED, snapshot.spans_dropped),
+        _single(LOG_LINES_DROPPED, snapshot.log_lines_dropped),
+        _single(LOG_ROTATIONS_FAILED, snapshot.log_rotations_failed),
         Family(LOOP_LAG, [((), times(snapshot.loop_lag))]),
         Family(BUILD_INFO, [(built, (1,))]),
     ]
@@ -369,10 +395,14 @@ def _count_requests(snapshot: Snapshot) -> list[Series]:
         counted[labels] = counted.get(labels, 0) + requests
 
     for each in snapshot.versions:
+        for outcome in USUAL_OUTCOMES if each.version else ():
+            count((each.model, each.version, outcome), 0)
         count((each.model, each.version, OK), each.ok)
         for reason, requests in each.errors.items():
             count((each.model, each.version, encodable(reason)), requests)
     for queue in snapshot.queues:
+        for reason in USUAL_REFUSALS:
+            count((queue.model, "", reason), 0)
         for reason, requests in queue.refused.items():
             count((queue.model, "", reason), requests)
     for reason, requests in snapshot.refused.items():

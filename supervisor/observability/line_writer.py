@@ -88,6 +88,21 @@ class LineWriter(Generic[Entry]):
         self._reopening = True
         self._wake.set()
 
+    @property
+    def dropped(self) -> int:
+        """How many entries were not written."""
+        return self._dropped_from_queue + self._dropped_from_file
+
+    @property
+    def failed_rotations(self) -> int:
+        """How often the full file could not be replaced by another one."""
+        return self._file.failed_rotations
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has ended."""
+        return not self._thread.is_alive()
+
     def end(self) -> None:
         """Ends the thread once it has written what is queued. Never waits."""
         self._ending.set()
@@ -150,19 +165,15 @@ class LineWriter(Generic[Entry]):
         now = time.monotonic()
         if not self._failing or now >= self._report_at:
             self._failing = True
-            dropped, self._reported = self._dropped - self._reported, self._dropped
+            dropped, self._reported = self.dropped - self._reported, self.dropped
             cause = error.strerror or str(error)
             event(log, logging.WARNING, "request log cannot be written", path=self._path, cause=cause, dropped=dropped)
             self._report_at = now + REPORT_S
 
     def _report(self, now: float) -> None:
         """Logs how many entries were dropped since the last report, if it is time to."""
-        dropped = self._dropped - self._reported
+        dropped = self.dropped - self._reported
         if dropped and not self._failing and now >= self._report_at:
             self._reported += dropped
             self._report_at = now + REPORT_S
             event(log, logging.WARNING, "entries of the request log dropped", path=self._path, dropped=dropped)
-
-    @property
-    def _dropped(self) -> int:
-        return self._dropped_from_queue + self._dropped_from_file

@@ -4,7 +4,7 @@ Only requests that the model answers are kept, since a warm-up that contains a r
 the model. What comes in frames is not copied: frames do not change. Inputs in shared memory are copied when the request
 is accepted, since the client may change them after its reply.
 
-While nothing is recorded, a request costs one check of a list when it is accepted and one when it is answered.
+While nothing is recorded, a request costs one check of a list when it is accepted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..loop.log import event
 from ..routing.front_socket import FrontSocket
 from ..routing.request_plans import whole_inputs
 from ..routing.router import Router
+from ..routing.sampler import Sampler
 from ..scheduling.areas import OpenArea
 from ..scheduling.open_requests import Answer, Reply
 from ..scheduling.request import Frame, Request
@@ -91,9 +92,13 @@ class Recorder:
 
     Args:
         router: whose requests are recorded.
+
+    Attributes:
+        sampler: chooses all requests.
     """
 
     def __init__(self, router: Router) -> None:
+        self.sampler = Sampler(1.0)
         self._router = router
         self._errors = ErrorLog(log)
         self._recordings: list[_Recording] = []
@@ -126,7 +131,6 @@ class Recorder:
         event(log, logging.INFO, "recording requests", model=model, version=version or None, count=count)
         self._recordings.append(_Recording(model, version, count, ends_at, done))
         if len(self._recordings) == 1:
-            self._router.on_accepted.append(self._on_accepted)
             self._router.observers.append(self)
 
     def tick(self, now: float) -> None:
@@ -144,27 +148,29 @@ class Recorder:
         for recording in tuple(self._recordings):
             self._end(recording, "draining")
 
-    def _on_accepted(self, request: Request) -> None:
-        """Keeps the inputs of a request that the scheduler has accepted. Never raises."""
+    def observe_acceptance(self, request: Request) -> bool:
+        """Keeps the inputs of a request where it is to be recorded. Never raises."""
+        kept = False
         try:
             for recording in tuple(self._recordings):
-                if recording.model == request.plan.model:
-                    self._keep(recording, request)
+                if recording.model == request.plan.model and self._keep(recording, request):
+                    kept = True
         except Exception as error:  # noqa: BLE001  it is logged
             self._errors.add("recording a request", error, {"model": request.plan.model})
+        return kept
 
-    def _keep(self, recording: _Recording, request: Request) -> None:
+    def _keep(self, recording: _Recording, request: Request) -> bool:
         version = request.plan.key.version
         if recording.version and version and version != recording.version:
-            return
+            return False
         if recording.full or len(recording.unanswered) + len(recording.answered) >= recording.count:
-            return
+            return False
         inputs = whole_inputs(request.plan)
         size = request.size + INPUT_BYTES * (1 + len(inputs))
         if self._bytes + size > MAX_BYTES:
             recording.full = True
             self._end_if_complete(recording)
-            return
+            return False
         description = {
             "signature_name": request.plan.key.spec.signature,
             "outputs": request.plan.key.spec.outputs,
@@ -174,6 +180,7 @@ class Recorder:
         frames = tuple(_unchanging(frame) for frame in request.frames[: len(inputs)])
         recording.unanswered[request] = _Kept(description, frames, size)
         self._bytes += size
+        return True
 
     def observe_refusal(self, front: FrontSocket, id: bytes, header: bytes, error: MultitowerError, now: float) -> None:
         """A request that was refused is not recorded; see `RequestObserver`."""
@@ -207,7 +214,6 @@ class Recorder:
         self._recordings.remove(recording)
         self._bytes -= recording.size
         if not self._recordings:
-            self._router.on_accepted.remove(self._on_accepted)
             self._router.observers.remove(self)
         recorded = len(recording.answered)
         event(log, logging.INFO, "requests recorded", model=recording.model, count=recorded, ended=ended)

@@ -7,10 +7,8 @@ writes it (`line_writer`).
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Sequence
-from typing import Final
 
 from multitower.errors import MultitowerError
 
@@ -20,6 +18,7 @@ from ..loop.log import event
 from ..routing.front_socket import FrontSocket
 from ..routing.request_plans import whole_inputs
 from ..routing.router import Router
+from ..routing.sampler import Sampler
 from ..scheduling.open_requests import Reply
 from ..scheduling.request import Request
 from ..settings import ActiveSettings
@@ -28,9 +27,6 @@ from .request_entries import Entry, Noted, describe_request, format_entry, note_
 from .rotated_file import RotatedFile
 
 log = logging.getLogger("multitower.request_log")
-
-MAX_HEADER_BYTES: Final = 64 << 10
-"""Bytes of the header of a refused request from which the names of its model and version are taken, at most."""
 
 
 class RequestLog:
@@ -47,24 +43,35 @@ class RequestLog:
         self._errors = ErrorLog(log)
         self._config: RequestLogConfig | None = None
         self._observer: _Observer | None = None
+        self._former: list[LineWriter[Entry]] = []  # that write their last entries
+        self._dropped_before = self._failed_rotations_before = 0  # by writers that have ended
         self.tick()
 
     def tick(self, _now: float = 0.0) -> None:
-        """Applies the configuration in force, if it has changed."""
+        """Applies the configuration in force, if it has changed. Call it about once a second."""
+        for writer in [writer for writer in self._former if writer.ended]:
+            self._former.remove(writer)
+            self._dropped_before += writer.dropped
+            self._failed_rotations_before += writer.failed_rotations
         wanted = self._settings.current.config.request_log
         if wanted == self._config:
             return
-        self._end()
-        self._config = None  # if the thread cannot be started, the next call tries again
         if wanted is None:
+            self._end()
+            self._config = None
             event(log, logging.INFO, "requests are not logged any more")
             return
+        if self._observer is not None:
+            self._end_writer(self._observer)
+        self._config = None  # if the thread cannot be started, the next call tries again
         file = RotatedFile(wanted.path, wanted.max_size, wanted.keep)
         writer = LineWriter[Entry](file, str(wanted.path), format_entry)
-        self._observer = _Observer(writer, wanted.sample, wanted.tensors, self._errors)
-        self._router.observers.append(self._observer)
-        if wanted.tensors:
-            self._router.on_accepted.append(self._observer.on_accepted)
+        if self._observer is None:
+            self._observer = _Observer(writer, wanted.sample, wanted.tensors, self._errors)
+            self._router.observers.append(self._observer)
+        else:
+            # The same one goes on, so that requests that have been accepted are logged, too.
+            self._observer.change(writer, wanted.sample, wanted.tensors)
         self._config = wanted
         event(log, logging.INFO, "logging requests", path=wanted.path, sample=wanted.sample, tensors=wanted.tensors)
 
@@ -72,6 +79,21 @@ class RequestLog:
         """Lets the next line go to the file that the configured path names then, as after a rotation by others."""
         if self._observer is not None:
             self._observer.writer.reopen()
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were not written since the daemon started: too many waited, or the file could not be written."""
+        return self._dropped_before + sum([writer.dropped for writer in self._writers])
+
+    @property
+    def failed_rotations(self) -> int:
+        """How often a full file could not be replaced by another one since the daemon started."""
+        return self._failed_rotations_before + sum([writer.failed_rotations for writer in self._writers])
+
+    @property
+    def _writers(self) -> list[LineWriter[Entry]]:
+        current = self._observer.writer if self._observer is not None else None
+        return self._former if current is None or current in self._former else [*self._former, current]
 
     def close(self) -> None:
         """Writes what is queued, for a short time, and ends the thread."""
@@ -85,10 +107,13 @@ class RequestLog:
         if observer is None:
             return None
         self._router.observers.remove(observer)
-        if observer.on_accepted in self._router.on_accepted:
-            self._router.on_accepted.remove(observer.on_accepted)
-        observer.writer.end()
+        self._end_writer(observer)
         return observer.writer
+
+    def _end_writer(self, observer: _Observer) -> None:
+        observer.writer.end()
+        if observer.writer not in self._former:  # a former try may have ended it
+            self._former.append(observer.writer)
 
 
 class _Observer:
@@ -99,39 +124,43 @@ class _Observer:
         sample: the share of requests that are logged.
         tensors: whether inputs and outputs are logged.
         errors: gets what noting inputs raises.
+
+    Attributes:
+        writer: as given.
+        sampler: chooses the requests.
     """
 
     def __init__(self, writer: LineWriter[Entry], sample: float, tensors: bool, errors: ErrorLog) -> None:
         self.writer = writer
-        self._sample = sample
+        self.sampler = Sampler(sample)
         self._tensors = tensors
         self._errors = errors
         # Of sampled requests without an answer, where tensors are logged.
         self._inputs: dict[Request, Sequence[Noted]] = {}
 
-    def on_accepted(self, request: Request) -> None:
-        """Notes the inputs of a sampled request before they are released. Never raises."""
-        if self._sample < 1 and random.random() >= self._sample:
-            return
+    def change(self, writer: LineWriter[Entry], sample: float, tensors: bool) -> None:
+        """Changes what it was constructed with; see there."""
+        self.writer = writer
+        self.sampler.change(sample)
+        self._tensors = tensors
+
+    def observe_acceptance(self, request: Request) -> bool:
+        """Notes the inputs of a sampled request before they are released, where tensors are logged."""
+        if not self._tensors:
+            return True
         self._inputs[request] = ()
         try:
             self._inputs[request] = note_inputs(request, whole_inputs(request.plan))
         except Exception as error:  # noqa: BLE001  it is logged
             self._errors.add("noting the inputs of a request", error, {"model": request.plan.model})
+        return True
 
     def observe_replies(self, replies: Sequence[Reply], now: float) -> None:
         """Queues the entries of sampled requests that have been answered."""
         date = time.time()
         for reply in replies:
             request = reply.request
-            if self._tensors:
-                inputs = self._inputs.pop(request, None)
-                if inputs is None:
-                    continue
-            elif self._sample < 1 and random.random() >= self._sample:
-                continue
-            else:
-                inputs = ()
+            inputs = self._inputs.pop(request, ())
             fields = describe_request(request, reply.answer, now)
             front: FrontSocket = request.sender[0]
             fields["interface"] = front.interface
@@ -140,9 +169,8 @@ class _Observer:
 
     def observe_refusal(self, front: FrontSocket, id: bytes, header: bytes, error: MultitowerError, now: float) -> None:
         """Queues the entry of a request that was refused without having been queued, if it is sampled."""
-        if self._sample < 1 and random.random() >= self._sample:
+        if not self.sampler.chooses_next(now):
             return
         fields = {"outcome": str(error.reason), "interface": front.interface}
-        # A larger header may take milliseconds to parse.
-        entry = Entry(time.time(), id, fields, header=header if 0 < len(header) <= MAX_HEADER_BYTES else b"{}")
+        entry = Entry(time.time(), id, fields, header=header or b"{}")
         self.writer.put(entry, entry.size)

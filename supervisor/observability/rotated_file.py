@@ -22,12 +22,16 @@ class RotatedFile:
         path: the file.
         max_size: bytes after which the file is renamed to PATH.1, PATH.1 to PATH.2 and so on, and another one is made.
         keep: how many renamed files are kept.
+
+    Attributes:
+        failed_rotations: how often the full file could not be replaced by another one.
     """
 
     def __init__(self, path: Path, max_size: int, keep: int) -> None:
         self._path = path
         self._max_size = max_size
         self._keep = keep
+        self.failed_rotations = 0
         self._descriptor: int | None = None
         self._size = 0
 
@@ -41,8 +45,12 @@ class RotatedFile:
         if descriptor is None:
             descriptor = self._open()
         if self._size and self._size + len(lines) > self._max_size:
-            self._rotate()
-            descriptor = self._open()
+            try:
+                self._rotate()
+                descriptor = self._open()
+            except OSError:
+                self.failed_rotations += 1
+                raise
         left = memoryview(lines)
         try:
             while left:

@@ -27,6 +27,7 @@ from ..workers.manager import WorkerManager
 from ..workers.slot import Slot
 from ..workers.slot_conditions import SlotCondition, examine_slots
 from .loop_lag import LoopLag
+from .request_log import RequestLog
 from .tracing import Tracing
 
 _NOTHING: Final = ModelStatistics()
@@ -142,6 +143,8 @@ class Snapshot:
         serving_slots: how many slots serve a version of a model, by these.
         spans_exported: spans of requests that a collector has taken.
         spans_dropped: spans that no collector has got.
+        log_lines_dropped: lines of the request log that were not written.
+        log_rotations_failed: how often a full file of the request log could not be replaced by another one.
         compatibility: the systems whose names are added.
         authentication_failures: by interface and reason; None without locks.
     """
@@ -163,6 +166,8 @@ class Snapshot:
     serving_slots: Mapping[tuple[str, str], int]
     spans_exported: int
     spans_dropped: int
+    log_lines_dropped: int
+    log_rotations_failed: int
     compatibility: tuple[str, ...]
     authentication_failures: Mapping[tuple[str, str], int] | None
 
@@ -183,6 +188,7 @@ class SnapshotReader:
         gateway: the daemon's; None where none is configured.
         tracing: the daemon's; None where there is none.
         locks: the daemon's; None where there are none.
+        request_log: the daemon's; None where there is none.
     """
 
     def __init__(
@@ -197,6 +203,7 @@ class SnapshotReader:
         gateway: Gateway | None = None,
         tracing: Tracing | None = None,
         locks: Locks | None = None,
+        request_log: RequestLog | None = None,
     ) -> None:
         self._router = router
         self._manager = manager
@@ -207,6 +214,7 @@ class SnapshotReader:
         self._gateway = gateway
         self._tracing = tracing
         self._locks = locks
+        self._request_log = request_log
         self._version = version("multitower")
         self._compiled = compiled()
 
@@ -237,6 +245,8 @@ class SnapshotReader:
             serving_slots=self._count_serving_slots(),
             spans_exported=self._tracing.exported if self._tracing is not None else 0,
             spans_dropped=self._tracing.dropped if self._tracing is not None else 0,
+            log_lines_dropped=self._request_log.dropped if self._request_log is not None else 0,
+            log_rotations_failed=self._request_log.failed_rotations if self._request_log is not None else 0,
             compatibility=self._settings.current.config.metrics.compatibility,
             authentication_failures=dict(self._locks.failures.counts) if self._locks is not None else None,
         )

@@ -29,8 +29,12 @@ MAX_BATCH: Final = 128
 """Spans in one message to the collector, or those of one burst of replies if they are more. Encoding them holds up the
 event loop, since one thread of Python runs at a time."""
 
-COLLECT_S: Final = 0.2
-"""Seconds that the thread waits for more, once there is something to export."""
+COLLECT_S: Final = 1.0
+"""Seconds that the thread waits for more, once there is something to export: each message costs about as much as the
+spans of ten requests."""
+
+PLENTY: Final = MAX_WAITING // 8
+"""Spans for which the thread waits no longer."""
 
 LOG_INTERVAL_S: Final = 60.0
 """Seconds from one log entry about dropped spans to the next."""
@@ -63,6 +67,7 @@ class SpanExport:
         self._waiting_spans = 0  # changed by both threads, under `_lock`
         self._lock = threading.Lock()
         self._filled = threading.Event()
+        self._plenty = threading.Event()  # it is to be exported now
         self._ending = threading.Event()
         self._not_logged = 0  # dropped spans
         self._logged_at = -LOG_INTERVAL_S
@@ -80,8 +85,11 @@ class SpanExport:
                 return
             self._waiting_spans += count
             self._waiting.append(requests)
+            plenty = self._waiting_spans >= PLENTY
         if not self._filled.is_set():
             self._filled.set()
+        if plenty and not self._plenty.is_set():
+            self._plenty.set()
 
     @property
     def waiting(self) -> int:
@@ -112,6 +120,7 @@ class SpanExport:
         """Exports what waits, and then ends; returns at once."""
         self._ending.set()
         self._filled.set()
+        self._plenty.set()
 
     @property
     def ended(self) -> bool:
@@ -148,9 +157,9 @@ class SpanExport:
     def _export(self, maker: SpanMaker, collector: Collector) -> None:
         while True:
             self._filled.wait()
-            if not self._ending.is_set():
-                self._ending.wait(COLLECT_S)
+            self._plenty.wait(COLLECT_S)
             self._filled.clear()
+            self._plenty.clear()
             while self._waiting:
                 requests: list[list[TracedRequest]] = []
                 count = 0

@@ -1,4 +1,4 @@
-"""Chooses the requests that are traced, and passes them on. It runs in the event loop, for each request.
+"""Chooses the requests that are traced, and passes them on.
 
 A request whose client is traced itself is traced if the client's span is sampled. Of the others, the share `sample` is
 traced, at most `max_per_second`: making and sending the spans of a request takes about 0.2 ms of CPU time.
@@ -6,7 +6,6 @@ traced, at most `max_per_second`: making and sending the spans of a request take
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -15,12 +14,11 @@ from multitower.errors import MultitowerError
 from multitower.trace_context import TRACEPARENT, TraceContext, read_parameters
 
 from ..routing.front_socket import FrontSocket
+from ..routing.sampler import Sampler
 from ..scheduling.open_requests import Reply
+from ..scheduling.request import Request
 from .encodable import encodable
 from .traced_request import TracedRequest
-
-MAX_READ_BYTES: Final = 64 << 10
-"""The header of a refused request is read for its spans up to this size."""
 
 _TRACEPARENT: Final = TRACEPARENT.encode()
 
@@ -34,47 +32,30 @@ class TraceObserver:
         put: takes sampled requests.
 
     Attributes:
-        sample: as given; it may change.
-        max_per_second: likewise.
+        sampler: chooses them.
     """
 
     def __init__(self, sample: float, max_per_second: int, put: Callable[[list[TracedRequest]], None]) -> None:
-        self.sample = sample
-        self.max_per_second = max_per_second
+        self.sampler = Sampler(sample, max_per_second, follows_traces=True)
         self._put = put
-        self._left = float(max_per_second)  # requests that may be traced at once
-        self._refilled_at = 0.0
-        self._random = random.Random()
+
+    def observe_acceptance(self, request: Request) -> bool:
+        """Wants the answer of each chosen request."""
+        return True
 
     def observe_replies(self, replies: Sequence[Reply], now: float) -> None:
-        """Passes the sampled ones of these requests on."""
-        traced: list[TracedRequest] = []
-        for reply in replies:
-            trace = reply.request.plan.trace
-            if trace.sampled if trace is not None else self._random.random() < self.sample and self._has_room(now):
-                traced.append(_answered(reply, now))
-        if traced:
-            self._put(traced)
+        """Passes requests on."""
+        self._put([_answered(reply, now) for reply in replies])
 
     def observe_refusal(self, front: FrontSocket, id: bytes, header: bytes, error: MultitowerError, now: float) -> None:
         """Passes a refused request on if it is sampled."""
-        chosen = self._random.random() < self.sample and self._has_room(now)
+        chosen = self.sampler.chooses_next(now)
         if not chosen and _TRACEPARENT not in header:
             return
         model, trace = _read(header)
         if trace.sampled if trace is not None else chosen:
             code, reason = str(error.code), str(error.reason)
             self._put([TracedRequest(trace, id, front.interface, model, "", 0, 0, now, None, now, code, reason, ())])
-
-    def _has_room(self, now: float) -> bool:
-        """Whether one more request may be traced now; then it counts as traced."""
-        limit = self.max_per_second
-        self._left = min(self._left + (now - self._refilled_at) * limit, limit)
-        self._refilled_at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 def _answered(reply: Reply, now: float) -> TracedRequest:
@@ -99,8 +80,6 @@ def _answered(reply: Reply, now: float) -> TracedRequest:
 
 def _read(header: bytes) -> tuple[str, TraceContext | None]:
     """The name of the model and the trace in the header of a refused request; "" and None where it is malformed."""
-    if len(header) > MAX_READ_BYTES:
-        return "", None
     try:
         fields = wire.load_header(header)
     except MultitowerError:

@@ -76,7 +76,7 @@ class Tracing:
             self._observer = TraceObserver(wanted.sample, wanted.max_per_second, self._export.put)
             self._observers.append(self._observer)
         if self._observer is not None:
-            self._observer.sample, self._observer.max_per_second = wanted.sample, wanted.max_per_second
+            self._observer.sampler.change(wanted.sample, wanted.max_per_second)
         self._applied = wanted
         event(log, logging.INFO, "tracing requests", endpoint=wanted.endpoint, sample=wanted.sample)
 

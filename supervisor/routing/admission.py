@@ -7,15 +7,17 @@ A request is checked against the plan for its header (`request_plans`), the limi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from multitower.errors import MultitowerError, Reason, make
 
+from ..loop.containment import ErrorLog
 from ..scheduling.request import Plan, Request, SharedRequest
 from ..scheduling.scheduler import Scheduler
 from ..security.limits import Use
 from .front_socket import FrontSocket
+from .observers import RequestObserver
 from .recent import RefusedRequests
 from .regions import Regions, refusal
 from .request_checks import check_frames
@@ -35,13 +37,13 @@ class Admission:
         max_message_size: bytes that all frames of a request may have.
         unread: counts what clients leave unread.
         refused: counts refused requests by their model.
+        errors: gets what observers raise.
+        observers: choose among the requests that the scheduler has accepted.
 
     Attributes:
         draining: whether new requests are refused, since the daemon is stopping.
         drained_last: while draining, the socket whose requests are still accepted; None for none.
         regions: the open shared memory of local clients.
-        on_accepted: called with each request that the scheduler has accepted, while its inputs are there. They must not
-            raise.
     """
 
     def __init__(
@@ -51,16 +53,19 @@ class Admission:
         max_message_size: int,
         unread: UnreadReplies,
         refused: RefusedRequests,
+        errors: ErrorLog,
+        observers: Sequence[RequestObserver] = (),
     ) -> None:
         self.draining = False
         self.drained_last: FrontSocket | None = None
         self.regions = Regions()
-        self.on_accepted: list[Callable[[Request], None]] = []
         self._scheduler = scheduler
         self._planner = planner
         self._max_message_size = max_message_size
         self._unread = unread
         self._refused = refused
+        self._errors = errors
+        self._observers = observers
         self._large_models: set[str] = set()  # those that have returned large frames
         self._look_at = 0.0  # when `refuse_waiting` looks at the queues next
         self._look_interval_s = REFRESH_S
@@ -109,7 +114,7 @@ class Admission:
         if use is not None:
             request.owner = use
             use.outstanding += 1
-        if self.on_accepted:
+        if self._observers:
             self._observe(request)
 
     def _make_shared(
@@ -126,8 +131,14 @@ class Admission:
         return SharedRequest((front, address), id, plan, in_order, sum(sizes), now, output_areas)
 
     def _observe(self, request: Request) -> None:
-        for observe in tuple(self.on_accepted):  # one of them may end itself
-            observe(request)
+        """Lets observers choose a request that the scheduler has accepted."""
+        for observer in tuple(self._observers):  # one of them may end itself
+            if observer.sampler.chooses(request.plan.trace, request.received):
+                try:
+                    if observer.observe_acceptance(request):
+                        request.observers = (*request.observers, observer)
+                except Exception as error:  # noqa: BLE001  it is logged; the request is accepted
+                    self._errors.add("observing a request", error, {"model": request.plan.model})
 
     def check_size(self, size: int) -> None:
         """Checks the size of a request of any kind.

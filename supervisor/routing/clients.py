@@ -24,7 +24,7 @@ from ..security.operations import OPERATIONS
 from ..security.peers import Peer
 from .admission import Admission
 from .front_socket import FrontSocket, Incoming, internal_error
-from .observers import RequestObserver
+from .observers import MAX_READ_BYTES, RequestObserver
 from .recent import RefusedRequests
 from .request_plans import RequestPlanner
 from .statistics import ModelStatistics
@@ -63,7 +63,7 @@ class Clients:
         statistics: by model name and version.
         errors: gets what defects of multitower raise.
         refused: counts the requests that get an error without having been queued.
-        observers: get each request for inference once it has its answer.
+        observers: get the requests for inference that they have chosen, once these have their answers.
 
     Attributes:
         answer_query: answers the kinds other than `infer`, `cancel` and `metrics`; set before the first request is
@@ -160,8 +160,7 @@ class Clients:
         front.answer(address, id, error)
         if self._observers and body is not None and len(body) > 2 and body[0] == wire.INFER:
             now = time.monotonic()
-            # A larger one was refused unread, so it is not copied either.
-            header = bytes(body[2]) if len(body[2]) <= wire.MAX_HEADER_BYTES else b""
+            header = bytes(body[2]) if len(body[2]) <= MAX_READ_BYTES else b""
             for observer in self._observers:
                 try:
                     observer.observe_refusal(front, id, header, error, now)
@@ -235,9 +234,15 @@ class Clients:
             self._observe(replies, now)
 
     def _observe(self, replies: Sequence[Reply], now: float) -> None:
+        observed = [reply for reply in replies if reply.request.observers]
+        if not observed:
+            return
         for observer in tuple(self._observers):  # one of them may end itself
+            wanted = [reply for reply in observed if observer in reply.request.observers]
+            if not wanted:
+                continue
             try:
-                observer.observe_replies(replies, now)
+                observer.observe_replies(wanted, now)
             except Exception as error:  # noqa: BLE001  it is logged; the clients have their replies
                 self._errors.add("observing requests", error)
 

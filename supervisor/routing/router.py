@@ -62,8 +62,7 @@ class Router:
         batching: what workers have found out about how models may be batched.
         unread: as given.
         refused: requests that got an error without having been queued.
-        observers: get each request once it has its answer.
-        on_accepted: called with each request that is accepted, while its inputs are there. They must not raise.
+        observers: get the requests that they choose, when these are accepted and once they have their answers.
         models_to_remove: models that are refused as unknown once their last worker is withdrawn.
     """
 
@@ -89,9 +88,10 @@ class Router:
         self._removals_due: set[str] = set()  # models to remove once no worker has them any more
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
         self.unread = unread or UnreadReplies()
-        self._admission = Admission(self.scheduler, self.planner, max_message_size, self.unread, self.refused)
         self.observers: list[RequestObserver] = []
-        self.on_accepted = self._admission.on_accepted
+        self._admission = Admission(
+            self.scheduler, self.planner, max_message_size, self.unread, self.refused, self._errors, self.observers
+        )
         self._clients = Clients(
             self.scheduler, self._admission, self.planner, self.statistics, self._errors, self.refused, self.observers
         )
@@ -191,6 +191,8 @@ class Router:
         """Removes the versions of a closed model that no worker has any more; what waits for it is answered."""
         self.scheduler.mark_unavailable(name, "it was unloaded")
         self.planner.remove_versions(name)
+        self._clients.send_replies()  # before the statistics, which count them, end
+        self._end_statistics(name)
 
     # Workers.
 
@@ -280,6 +282,10 @@ class Router:
 
     def _retain_versions_of(self, model: str, versions: Collection[str]) -> None:
         self.planner.retain_versions(model, versions)
+        self._end_statistics(model)
+
+    def _end_statistics(self, model: str) -> None:
+        """Ends the statistics of each version that is not served any more."""
         statistics = self.statistics[model]
         # Those without a version count requests that no version has answered, which goes on.
         for version in statistics.keys() - {"", *self.planner.catalog.versions(model)}:

@@ -158,8 +158,8 @@ class Request:
         parent: for a part, the request that it belongs to.
         start: for a part, its first row in the parent.
         tick: used by `Deadlines`.
-        runs: the batches with the request or its parts that a worker has answered; recorded only where requests are
-            observed.
+        observers: what gets the request once it has its answer; none for most. The scheduler only stores them.
+        runs: the batches with the request or its parts that a worker has answered; recorded only if it has observers.
         version: of the model, as served by the worker that it was last sent to; "" before that.
         owner: the principal whose requests the router counts this one among, until its reply; None for none.
     """
@@ -170,6 +170,7 @@ class Request:
         "deaths",
         "frames",
         "id",
+        "observers",
         "owner",
         "parent",
         "phase",
@@ -206,6 +207,7 @@ class Request:
         self.parent: Request | None = None
         self.start = 0
         self.tick = 0
+        self.observers: tuple[Any, ...] = ()
         self.runs: tuple[BatchRun, ...] = ()
         self.version = ""
         self.owner: Any = None

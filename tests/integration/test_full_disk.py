@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -170,6 +171,8 @@ def test_a_full_disk_costs_lines_of_the_request_log_and_no_request(tmp_path: Pat
 
         disk.fill(pid)
         daemon.wait(lambda: told("request log cannot be written"))
+        (dropped,) = re.findall(r"^multitower_request_log_dropped_lines_total (\d+)", client.metrics(), re.MULTILINE)
+        assert int(dropped) >= 1
         disk.free(pid)
         daemon.wait(lambda: told("request log can be written again"))
         lines = (disk.path(pid) / "requests.log").read_text().splitlines()

@@ -23,7 +23,7 @@ from multitower.supervisor.gateway.run import Counts
 from multitower.supervisor.machine.gpu_sampler import GpuUsage
 from multitower.supervisor.observability.compatibility import compatible_families
 from multitower.supervisor.observability.exposition import Exposition, Family, Kind, Metric
-from multitower.supervisor.observability.families import EDGES_S, families, times
+from multitower.supervisor.observability.families import EDGES_S, USUAL_OUTCOMES, USUAL_REFUSALS, families, times
 from multitower.supervisor.observability.metrics import MAX_WAITING, Done
 from multitower.supervisor.observability.process import process_families
 from multitower.supervisor.observability.snapshot import Snapshot, Times, VersionSnapshot
@@ -241,6 +241,35 @@ def test_counts_without_a_version_stay_when_a_version_is_unloaded() -> None:
     router.withdraw_versions(route)
     assert router.statistics["m"] == {"": unanswered}
     assert router.removed_statistics["m"].errors.total == {Reason.MODEL_ERROR: 1}
+
+
+def test_the_counts_of_an_unloaded_model_end(tmp_path: Path) -> None:
+    daemon = DaemonScene(tmp_path, [("m",)])
+    router = daemon.scene.router
+    request = daemon.scene.submit(rows=1)
+    router.statistics["m"]["1"].count_success(3, 0.001, 0.002)
+    for process in list(daemon.scene.manager.slots):
+        daemon.scene.die(daemon.scene.process(process.number))
+    router.close_model("m")
+    router.finish_unload("m")
+    assert request.answered
+    snapshot = daemon.operations.snapshots.take(daemon.scene.now)
+    assert not snapshot.versions
+    names = samples(text_of(replace(snapshot, compatibility=())))
+    assert not [name for name in names if 'version="1"' in name]
+    for _ in range(2):
+        removed = router.removed_statistics["m"]
+        assert (removed.rows, removed.fail.count) == (3, 1), "what has no versions still counts them"
+        router.finish_unload("m")
+
+
+def test_usual_outcomes_are_there_before_the_first_request(tmp_path: Path) -> None:
+    found = samples(text_of(snapshot_of(tmp_path)))
+    name = 'multitower_requests_total{{model="m",outcome="{1}",version="{0}"}}'
+    for version, outcomes in (("1", USUAL_OUTCOMES), ("", USUAL_REFUSALS)):
+        assert {found[name.format(version, outcome)] for outcome in outcomes} == {0}
+    requests = [series for series in found if series.startswith("multitower_requests_total{")]
+    assert len(requests) == len(USUAL_OUTCOMES) + len(USUAL_REFUSALS), "no others"
 
 
 @pytest.mark.parametrize(("rows", "exponent"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (8192, 13), (8193, 14)])

@@ -32,7 +32,6 @@ class FakeRouter:
     """Stands for the router: keeps what observes it."""
 
     def __init__(self) -> None:
-        self.on_accepted: list[Any] = []
         self.observers: list[Any] = []
 
     def report(self, _model: str, _version: str) -> Any:
@@ -54,13 +53,14 @@ class Scene:
         made = Plan(key, 1, (0,), (len(frame),), (False,), ("x",), 1.0, **plan)
         request = Request(("sender",), b"id", made, [frame], len(frame), 0.0)
         request.version = version
-        for observe in tuple(self.router.on_accepted):
-            observe(request)
+        for observer in tuple(self.router.observers):
+            if observer.observe_acceptance(request):
+                request.observers = (*request.observers, observer)
         return request
 
     def answer(self, request: Request, answer: Any = ()) -> None:
         request.frames = ()
-        for observer in tuple(self.router.observers):
+        for observer in request.observers:
             observer.observe_replies([Reply(request, answer)], 0.0)
 
 
@@ -93,7 +93,7 @@ def test_answered_requests_are_kept_and_failed_ones_replaced() -> None:
     assert kept(recorded) == [([1, 2], b"dd"), ([1, 2], b"bb")]
     described = json.loads(recorded[1])
     assert (described["signature_name"], described["outputs"]) == ("serving_default", ["y"])
-    assert not scene.router.on_accepted + scene.router.observers, "the router is not observed any more"
+    assert not scene.router.observers, "the router is not observed any more"
     assert scene.recorder._bytes == 0
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from multitower.errors import MultitowerError
+from multitower.supervisor.loop.containment import ErrorLog
 from multitower.supervisor.routing.admission import MAX_LOOK_INTERVAL_S, Admission
 from multitower.supervisor.routing.recent import RefusedRequests
 from multitower.supervisor.routing.request_plans import RequestPlanner
@@ -52,7 +54,9 @@ def look(scheduler: Looks, admission: Admission, seconds: float) -> int:
 
 def test_waiting_requests_are_looked_at_less_often_while_none_is_refused(unread: UnreadReplies) -> None:
     scheduler = Looks()
-    admission = Admission(scheduler, cast(RequestPlanner, None), 1 << 20, unread, RefusedRequests())
+    admission = Admission(
+        scheduler, cast(RequestPlanner, None), 1 << 20, unread, RefusedRequests(), ErrorLog(logging.getLogger())
+    )
     assert look(scheduler, admission, 1.0) == 0, "too little is unread"
     backlog = Backlog()
     unread.add(backlog, Mark(cast(Any, UnwrittenFrame()), LIMIT, 0), scheduler.now)

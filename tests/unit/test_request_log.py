@@ -46,7 +46,7 @@ class Scene:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "requests.log"
-        self.router = SimpleNamespace(observers=[], on_accepted=[])
+        self.router = SimpleNamespace(observers=[])
         self.settings = SimpleNamespace(current=SimpleNamespace(config=SimpleNamespace(request_log=None)))
         self.log = RequestLog(cast(Router, self.router), cast(ActiveSettings, self.settings))
 
@@ -59,8 +59,9 @@ class Scene:
         array = np.arange(2 * rows, dtype=np.int32)
         made = Plan(KEY, rows, (0,), (8 * rows,), (False,), ("x",), 1.0, **plan)
         request = Request((FRONT,), b"id-1", made, [array.tobytes()], 8 * rows, 10.0)
-        for observe in tuple(self.router.on_accepted):
-            observe(request)
+        for observer in self.router.observers:
+            if observer.sampler.chooses(made.trace, 10.0) and observer.observe_acceptance(request):
+                request.observers = (*request.observers, observer)
         return request
 
     def answer(self, request: Request, answer: Any = (b'{"outputs":[]}',), *, runs: int = 1) -> None:
@@ -69,7 +70,7 @@ class Scene:
             for number in range(runs)
         )
         request.version = "7" if runs else ""
-        for observer in self.router.observers:
+        for observer in request.observers:
             observer.observe_replies([Reply(request, answer)], 12.25)
 
     def refuse(self, header: bytes) -> None:
@@ -185,15 +186,31 @@ def test_the_share_of_logged_requests_is_that_of_sample(scene: Scene) -> None:
 def test_a_reload_changes_the_file_or_ends_the_log(scene: Scene, tmp_path: Path) -> None:
     scene.configure()
     scene.answer(scene.accept())
+    accepted_before = scene.accept()
     scene.configure(path=tmp_path / "other.log", tensors=True)
+    scene.answer(accepted_before)
     scene.answer(scene.accept())
     scene.settings.current.config.request_log = None
     scene.log.tick()
-    assert not scene.router.observers + scene.router.on_accepted, "nothing observes requests any more"
+    assert not scene.router.observers, "nothing observes requests any more"
     for thread in threading.enumerate():
         if thread.name == "request log":
             thread.join(WAIT_S)
-    assert [len((tmp_path / name).read_text().splitlines()) for name in ("requests.log", "other.log")] == [1, 1]
+    assert [len((tmp_path / name).read_text().splitlines()) for name in ("requests.log", "other.log")] == [1, 2]
+
+
+def test_lines_that_are_dropped_count_also_after_the_file_was_changed(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "full.log.1").mkdir()
+    (tmp_path / "full.log.1" / "in the way").touch()
+    (tmp_path / "full.log").write_bytes(bytes(100))
+    for path, dropped in ((tmp_path / "missing" / "log", 1), (tmp_path / "full.log", 2), (scene.path, 2)):
+        scene.configure(path=path, max_size=100, keep=1)
+        scene.answer(scene.accept())
+        wait_until(lambda dropped=dropped: scene.log.dropped == dropped)
+    assert scene.log.failed_rotations == 1
+    assert len(scene.lines()) == 1
+    scene.log.tick()
+    assert (scene.log.dropped, scene.log.failed_rotations) == (2, 1)
 
 
 # The file.
@@ -233,6 +250,24 @@ def test_a_full_file_is_renamed_and_the_oldest_removed(tmp_path: Path) -> None:
         b"line 3\n",
         b"line 2\n",
     ]
+
+
+def test_a_file_that_cannot_be_renamed_is_counted_and_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.with_name("log.1").mkdir()
+    (path.with_name("log.1") / "in the way").touch()
+    file = RotatedFile(path, max_size=10, keep=1)
+    file.write(b"line 1\n")
+    for failed in (1, 2):
+        with pytest.raises(OSError, match="directory"):
+            file.write(b"line 2\n")
+        assert file.failed_rotations == failed
+    (path.with_name("log.1") / "in the way").unlink()
+    path.with_name("log.1").rmdir()
+    file.write(b"line 3\n")
+    file.close()
+    assert path.read_bytes() == b"line 3\n"
+    assert file.failed_rotations == 2
 
 
 @pytest.mark.parametrize("make_it", [lambda p: p.symlink_to("other"), lambda p: os.mkfifo(p), lambda p: p.mkdir()])

@@ -11,12 +11,15 @@ from fake_front import FakeFront
 from multitower import batch_results, wire, worker_wire
 from multitower.errors import MultitowerError, Reason
 from multitower.spec import ModelReport
+from multitower.supervisor.routing import observers
 from multitower.supervisor.routing.front_socket import FrontSocket
-from multitower.supervisor.routing.observers import record_run
+from multitower.supervisor.routing.observers import MAX_READ_BYTES, record_run
 from multitower.supervisor.routing.router import Router
+from multitower.supervisor.routing.sampler import Sampler
 from multitower.supervisor.routing.worker_connection import WorkerConnection
 from multitower.supervisor.scheduling.open_requests import Reply
 from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.scheduling.request import Request
 from multitower.trace_context import add_to_header
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -31,11 +34,18 @@ class Connection:
 
 
 class Observer:
-    def __init__(self) -> None:
+    def __init__(self, share: float = 1.0) -> None:
+        self.sampler = Sampler(share, follows_traces=True)
+        self.accepted: list[tuple[bytes, int]] = []
         self.replies: list[Reply] = []
         self.refused: list[tuple[bytes, bytes, str]] = []
 
+    def observe_acceptance(self, request: Request) -> bool:
+        self.accepted.append((request.id, len(request.frames)))
+        return not request.id.startswith(b"ignored")
+
     def observe_replies(self, replies: Sequence[Reply], now: float) -> None:
+        assert replies, "it is called only for what it has chosen"
         self.replies += replies
 
     def observe_refusal(self, front: FrontSocket, id: bytes, header: bytes, error: MultitowerError, now: float) -> None:
@@ -43,6 +53,11 @@ class Observer:
 
 
 class Failing(Observer):
+    def observe_acceptance(self, request: Request) -> bool:
+        if request.id == b"failing":
+            raise ZeroDivisionError
+        return True
+
     def observe_replies(self, replies: Sequence[Reply], now: float) -> None:
         raise ZeroDivisionError
 
@@ -53,9 +68,9 @@ class Failing(Observer):
 class Scene:
     """A router with one worker for model `m`, and the observers."""
 
-    def __init__(self, *observers: Observer, max_batch_size: int = 4) -> None:
+    def __init__(self, *watching: Observer, max_batch_size: int = 4) -> None:
         self.router = Router({"m": QueueLimits(100, 1 << 20)}, {"m": 60.0}, 1 << 20)
-        self.router.observers += observers
+        self.router.observers += watching
         self.connection = Connection()
         reports = [ModelReport(name="m", max_batch_size=max_batch_size)]
         self.route = self.router.add_worker(3, "cpu:3", cast(WorkerConnection, self.connection), reports, {}, 1.0)
@@ -131,21 +146,54 @@ def test_an_observer_that_fails_costs_no_reply(caplog):
     refused = scene.ask(b"e", header=b"{")
     assert [kind for kind, *_ in refused.replies] == [wire.ERROR]
     assert (len(observer.replies), len(observer.refused)) == (1, 1)
+    scene.ask(b"failing")
+    scene.answer()
+    assert [reply.request.id for reply in observer.replies] == [b"a", b"failing"]
     assert "observing requests" in caplog.text
+    assert "observing a request" in caplog.text
     assert "observing a refused request" in caplog.text
 
 
 def test_without_observers_nothing_is_recorded():
     scene = Scene()
     scene.ask(b"a")
-    request = scene.router.scheduler.queues["m"]
-    (waiting,) = list(request)
+    (waiting,) = list(scene.router.scheduler.queues["m"])
     scene.answer()
     assert waiting.runs == ()
 
 
+def test_a_request_that_is_not_chosen_costs_no_record(monkeypatch):
+    """Where observers are on: no batch is noted for it, and no observer is called."""
+    noted: list[int] = []
+    monkeypatch.setattr(observers, "BatchRun", lambda id, *_: noted.append(id))
+    observer = Observer(share=0.0)
+    scene = Scene(observer)
+    for number in range(50):
+        scene.ask(b"%d" % number)
+    waiting = list(scene.router.scheduler.queues["m"])
+    while scene.router.scheduler.queues["m"].size:
+        scene.answer()
+    assert [(request.observers, request.runs) for request in waiting] == [((), ())] * 50
+    assert (noted, observer.accepted, observer.replies) == ([], [], [])
+
+
+def test_of_a_batch_only_the_chosen_requests_are_noted():
+    observer = Observer(share=0.0)
+    scene = Scene(observer)
+    header = wire.infer_header("m", [wire.Tensor("x", "UINT8", (1, 1))], timeout_us=50_000_000)
+    scene.ask(b"a")
+    scene.ask(b"traced", header=add_to_header(header, TRACEPARENT))
+    scene.ask(b"ignored", header=add_to_header(header, TRACEPARENT))
+    waiting = list(scene.router.scheduler.queues["m"])
+    scene.answer()
+    assert observer.accepted == [(b"traced", 1), (b"ignored", 1)], "while its inputs are there"
+    (reply,) = observer.replies
+    assert [len(request.runs) for request in waiting] == [0, 1, 0]
+    assert (reply.request.id, [run.rows for run in reply.request.runs]) == (b"traced", [3])
+
+
 def test_a_batch_with_several_parts_of_a_request_is_recorded_once():
-    first, second = (SimpleNamespace(runs=()) for _ in range(2))
+    first, second = (SimpleNamespace(runs=(), observers=(None,)) for _ in range(2))
     worker = SimpleNamespace(slot=0, device="cpu:0")
     for number in (1, 2):
         parts = [SimpleNamespace(whole=whole) for whole in (first, second, first)]
@@ -156,5 +204,9 @@ def test_a_batch_with_several_parts_of_a_request_is_recorded_once():
 
 def test_an_observer_gets_no_copy_of_a_header_that_is_too_large():
     observer = Observer()
-    Scene(observer).ask(b"f", header=b" " * (wire.MAX_HEADER_BYTES + 1))
-    assert observer.refused == [(b"f", b"", Reason.TOO_LARGE)]
+    scene = Scene(observer)
+    scene.ask(b"f", header=b" " * (wire.MAX_HEADER_BYTES + 1))
+    scene.ask(b"g", header=b" " * (MAX_READ_BYTES + 1))
+    scene.ask(b"h", header=b" " * MAX_READ_BYTES)
+    assert [(id, len(header)) for id, header, _ in observer.refused] == [(b"f", 0), (b"g", 0), (b"h", MAX_READ_BYTES)]
+    assert observer.refused[0][2] == Reason.TOO_LARGE

@@ -63,6 +63,25 @@ def exporting(make: Callable[[str], Any], endpoint: str = "grpc://collector:4317
         export.close(0.0)
 
 
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread does not wait long for more."""
+    monkeypatch.setattr(span_export, "COLLECT_S", 0.02)
+
+
+def test_where_plenty_waits_the_thread_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_export, "COLLECT_S", 10 * STEP_S)
+    collector = FakeCollector()
+    collector.open.set()
+    with exporting(lambda _: collector) as export:
+        for _ in range(span_export.PLENTY // 4):
+            export.put([request()])
+        wait(lambda: export.exported == span_export.PLENTY)
+        export.put([request()])
+        export.close(STEP_S)
+        assert export.exported == span_export.PLENTY + 4, "nor at its end"
+
+
 def wait(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + STEP_S
     while not condition():

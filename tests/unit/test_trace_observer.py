@@ -29,31 +29,17 @@ class Put:
         self.requests += requests
 
 
-def test_a_client_that_is_traced_decides() -> None:
-    for sample in (0.0, 1.0):
-        put = Put()
-        observer = TraceObserver(sample, 1, put)
-        observer.observe_replies([reply(TraceContext(1, 1, True)) for _ in range(5)], 2.0)
-        observer.observe_replies([reply(TraceContext(2, 1, False)) for _ in range(5)], 2.0)
-        assert [request.trace.trace_id for request in put.requests if request.trace is not None] == [1] * 5
-
-
-def test_of_all_others_a_share_is_traced() -> None:
-    for sample, least, most in ((0.0, 0, 0), (0.25, 100, 400), (1.0, 1000, 1000)):
-        put = Put()
-        TraceObserver(sample, 10_000, put).observe_replies([reply() for _ in range(1000)], 2.0)
-        assert least <= len(put.requests) <= most
-
-
-def test_no_more_than_the_limit_is_traced_in_each_second() -> None:
+def test_the_observer_passes_on_what_its_sampler_has_chosen() -> None:
     put = Put()
-    observer = TraceObserver(1.0, 10, put)
-    for tenth in range(100):  # ten seconds
-        observer.observe_replies([reply() for _ in range(50)], 1000 + tenth / 10)
-    assert 100 <= len(put.requests) <= 110
-    observer.max_per_second = 30
-    observer.observe_replies([reply() for _ in range(50)], 1020)
-    assert 130 <= len(put.requests) <= 140
+    observer = TraceObserver(0.0, 1, put)
+    traced = reply(TraceContext(7, 1, True))
+    assert observer.sampler.chooses(traced.request.plan.trace, 1.0)
+    assert not observer.sampler.chooses(TraceContext(8, 1, False), 1.0)
+    assert observer.observe_acceptance(traced.request)
+    observer.observe_replies([traced], 2.0)
+    (request,) = put.requests
+    assert request.trace is not None
+    assert (request.trace.trace_id, request.received, request.answered) == (7, 1.0, 2.0)
 
 
 def test_refused_requests_are_traced_by_the_same_rules() -> None:
