@@ -1,10 +1,13 @@
-"""Which models are ready to serve, and why others are not. Reads the live state and keeps nothing."""
+"""Which models are ready to serve, and why others are not. Reads the live state; keeps only an index of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from textwrap import shorten
 from typing import Any
+
+from multitower.spec import ModelReport, ModelSpec
 
 from ..lifecycle import Lifecycle
 from ..routing.endpoints import problem_kind
@@ -12,6 +15,7 @@ from ..routing.router import Router
 from ..settings import ActiveSettings
 from ..workers.availability import by_slots
 from ..workers.manager import WorkerManager
+from ..workers.slot import Slot
 from ..workers.slot_state_machine import State
 
 _COMING = (State.STARTING, State.LOADING, State.BACKOFF)
@@ -20,6 +24,44 @@ _COMING = (State.STARTING, State.LOADING, State.BACKOFF)
 
 _MAX_CAUSE = 200
 """Characters of each cause in `Readiness.summary`: the line of a service manager is cut."""
+
+
+class ModelIndex:
+    """Finds what the slots have of a model without a look at all of their models, of which a status asks for each.
+
+    It is made anew where a slot has got other models.
+    """
+
+    def __init__(self) -> None:
+        self._models: list[tuple[ModelReport, ...]] = []
+        self._specs: list[tuple[ModelSpec, ...]] = []
+        self._reports: dict[str, list[tuple[int, ModelReport]]] = {}
+        self._slots: dict[str, set[int]] = {}
+
+    def reports(self, slots: Sequence[Slot], name: str) -> Sequence[tuple[int, ModelReport]]:
+        """Returns what the slots' processes reported of the model's versions, with the numbers of the slots."""
+        models = [slot.models for slot in slots]
+        if not _same(models, self._models):
+            self._models, self._reports = models, {}
+            for slot in slots:
+                for report in slot.models:
+                    self._reports.setdefault(report.name, []).append((slot.number, report))
+        return self._reports.get(name, ())
+
+    def configured(self, slots: Sequence[Slot], name: str) -> Collection[int]:
+        """Returns the numbers of the slots whose next process loads the model."""
+        specs = [slot.specs for slot in slots]
+        if not _same(specs, self._specs):
+            self._specs, self._slots = specs, {}
+            for slot in slots:
+                for spec in slot.specs:
+                    self._slots.setdefault(spec.name, set()).add(slot.number)
+        return self._slots.get(name, ())
+
+
+def _same(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Whether these are the same objects. They do not change themselves."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 class Readiness:
@@ -47,6 +89,7 @@ class Readiness:
         self._scheduler = router.scheduler
         self._settings = settings
         self._endpoint_problems = endpoint_problems
+        self._index = ModelIndex()
 
     def report(self) -> dict[str, Any]:
         """Returns `{ready, slots_ready, slots_total}`, the answer to `MT1:server_ready`.
@@ -121,18 +164,28 @@ class Readiness:
         """Returns how many slots serve the model, or one version of it; 0 while the model is in quarantine."""
         if name in self._scheduler.quarantined_models:
             return 0
-        workers = [slot.route.worker for slot in self._manager.slots if slot.route is not None]
-        return sum(
-            name in worker.serves if version is None else (name, version) in worker.versions for worker in workers
-        )
+        processes = [slot.process for slot in self._manager.slots]
+        workers = [each.route.worker for each in processes if each is not None and each.route is not None]
+        if version is None:
+            return len([worker for worker in workers if name in worker.serves])
+        key = name, version
+        return len([worker for worker in workers if key in worker.versions])
 
     def total_slots(self, name: str) -> int:
         """Returns how many slots should serve the model, also while it is waited for."""
-        is_waited_for = self.waits_for(name)
-        return sum(
-            name in {spec.name for spec in slot.specs} or (is_waited_for and name in slot.placement.models)
-            for slot in self._manager.slots
-        )
+        slots = self._manager.slots
+        configured = self._index.configured(slots, name)
+        if not self.waits_for(name):
+            return len(configured)
+        return sum(slot.number in configured or name in slot.placement.models for slot in slots)
+
+    def reports(self, name: str, version: str | None = None) -> list[ModelReport]:
+        """Returns what the slots' processes reported of the model, or of one version of it."""
+        return [report for _, report in self._reports(name, version)]
+
+    def _reports(self, name: str, version: str | None) -> list[tuple[int, ModelReport]]:
+        found = self._index.reports(self._manager.slots, name)
+        return [each for each in found if version is None or each[1].version == version]
 
     def cause(self, name: str, version: str | None = None) -> str | None:
         """Returns why requests to the model are refused, or why some slot could not load it; None without a cause.
@@ -155,25 +208,16 @@ class Readiness:
 
     def is_loading(self, name: str, version: str | None) -> bool:
         """Whether a worker loads the version beside one that serves the other models of its slot."""
-        return any(
-            model.state == "loading"
-            for slot in self._manager.slots
-            for model in slot.models
-            if model.name == name and version in (None, model.version)
-        )
+        return any(report.state == "loading" for report in self.reports(name, version))
 
     def _coming(self) -> bool:
         return any(slot.state in _COMING for slot in self._manager.slots)
 
     def _has_versions(self, name: str) -> bool:
         """Whether workers reported several versions of the model."""
-        reported = {model.version for slot in self._manager.slots for model in slot.models if model.name == name}
-        return len(reported) > 1
+        return len({report.version for report in self.reports(name)}) > 1
 
     def _load_errors(self, name: str, version: str | None) -> str:
         return by_slots(
-            (slot.number, model.cause)
-            for slot in self._manager.slots
-            for model in slot.models
-            if model.name == name and version in (None, model.version) and model.cause is not None
+            (number, report.cause) for number, report in self._reports(name, version) if report.cause is not None
         )

@@ -1,6 +1,7 @@
 """The reply to `MT1:status`: the daemon, its slots and its models, for operators and programs.
 
-Reads the live state and keeps nothing. docs/protocol.md describes every key.
+Reads the live state, and keeps nothing but the rows of models on slots until these change. docs/protocol.md describes
+every key.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from multitower.compiled import compiled
 from multitower.errors import Reason, make
@@ -37,6 +38,9 @@ from .readiness import Readiness
 
 MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes")
 """Attributes of `ModelReport`: by how much memory grew while a worker loaded a model."""
+
+_NO_STATISTICS: Final = ModelStatistics()
+_NO_COUNTS: Final = RecentCounts()
 
 
 class StatusReporter:
@@ -93,6 +97,7 @@ class StatusReporter:
         self._gateway = gateway
         self._tracing = tracing
         self._locks = locks
+        self._models_of_slots: dict[int, tuple[tuple[ModelReport, ...], list[dict[str, Any]]]] = {}
         self._version = version("multitower")
         self._compiled = compiled()
 
@@ -281,25 +286,23 @@ class StatusReporter:
                 }
                 for device in (self._sampler.sample_devices(slot.number) if self._sampler is not None else ())
             ],
-            "models": [
-                {
-                    "name": model.name,
-                    "version": model.version,
-                    "state": model.state,
-                    "cause": model.cause,
-                    **{key: getattr(model, key) for key in MEMORY},
-                }
-                for model in slot.models
-            ],
+            "models": self._slot_models(slot),
             "towers": _towers(route) if route is not None else [],
         }
+
+    def _slot_models(self, slot: Slot) -> list[dict[str, Any]]:
+        kept = self._models_of_slots.get(slot.number)
+        if kept is None or kept[0] is not slot.models:
+            kept = slot.models, [_slot_model(report) for report in slot.models]
+            self._models_of_slots[slot.number] = kept
+        return kept[1]
 
     def _version_row(self, name: str, version: str | None, refused: str | None, now: float) -> dict[str, Any]:
         if self._readiness.is_loading(name, version):
             refused = None  # that was an earlier try
         waiting = self._router.scheduler.waiting(name)
         report = self._router.report(name, version) if version is not None else None
-        statistics = self._router.statistics[name].get(version or "") or ModelStatistics()
+        statistics = self._router.statistics[name].get(version or "") or _NO_STATISTICS
         p50, p99 = statistics.latency.percentiles_ms(now, (0.5, 0.99))
         ready = self._readiness.ready_slots(name, version)
         max_batch_size = next(spec.max_batch_size for spec in self._settings.models if spec.name == name)
@@ -318,7 +321,7 @@ class StatusReporter:
             "failed": statistics.fail.count,
             "errors": _report_counts(statistics.errors, now),
             "last_failed_age_s": _age(statistics.last_error, now),
-            "refused": _report_counts(self._router.refused.of_models.get(name) or RecentCounts(), now),
+            "refused": _report_counts(self._router.refused.of_models.get(name) or _NO_COUNTS, now),
             "batches": statistics.batches,
             "batch_rows": statistics.batch_rows,
             "rows": statistics.rows,
@@ -351,14 +354,19 @@ class StatusReporter:
 
     def _memory(self, name: str, version: str | None) -> dict[str, int | None]:
         """Returns the memory that the model takes in one worker, the most of all workers."""
-        reports = [
-            model
-            for slot in self._manager.slots
-            for model in slot.models
-            if model.name == name and version in (None, model.version) and model.state == "ready"
-        ]
+        reports = [report for report in self._readiness.reports(name, version) if report.state == "ready"]
         sizes = {key: [size for report in reports if (size := getattr(report, key)) is not None] for key in MEMORY}
         return {key: max(of_workers, default=None) for key, of_workers in sizes.items()}
+
+
+def _slot_model(report: ModelReport) -> dict[str, Any]:
+    return {
+        "name": report.name,
+        "version": report.version,
+        "state": report.state,
+        "cause": report.cause,
+        **{key: getattr(report, key) for key in MEMORY},
+    }
 
 
 def _report_output(pid: int, ended: str | None, output: Source) -> dict[str, Any]:
