@@ -33,6 +33,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "convert-config": Entry(
             "multitower.cli.convert:convert_config", "Print the YAML for TensorFlow Serving's MODELS_CONFIG."
         ),
+        "keys": Entry("multitower.cli.keys:keys", "Make, show and admit the keys and tokens of clients and daemons."),
         "compare": Entry(
             "multitower.cli.compare:compare",
             "Serve MODEL by one process per device, then by towers in one process, and show both side by side.",

@@ -1,0 +1,4 @@
+"""What `multitower keys` does: files of secret keys and tokens, and entries in the file of principals.
+
+The modules neither print nor end the process.
+"""

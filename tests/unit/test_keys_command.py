@@ -1,0 +1,278 @@
+"""`multitower keys`: files that only their owner may read, and a file of principals that keeps its comments."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import zmq.auth
+from click.testing import CliRunner, Result
+from ruamel.yaml import YAML
+
+from multitower.bearer_tokens import TokenHash, split_token
+from multitower.cli.keys import _ROLES, keys
+from multitower.curve_keys import new_pair, read_secret_file
+from multitower.supervisor.config.principals import Role
+
+PUBLIC = new_pair().public
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(keys, list(map(str, words)))
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    entries: list[dict[str, object]] = YAML(typ="safe", pure=True).load(path.read_text())["principals"]
+    return entries
+
+
+@pytest.fixture(autouse=True)
+def _open_umask() -> object:
+    """The modes must not depend on it."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+# keys new
+
+
+def test_a_new_pair_is_written_for_its_owner_only(tmp_path: Path) -> None:
+    result = run("new", "ana", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    secret, public = tmp_path / "ana.key_secret", tmp_path / "ana.key"
+    assert (mode_of(secret), mode_of(public)) == (0o600, 0o644)
+    pair = read_secret_file(secret)
+    assert zmq.auth.load_certificate(public) == (pair.public.encode(), None)
+    assert YAML(typ="safe", pure=True).load(result.stdout) == [
+        {"name": "ana", "public_key": pair.public, "roles": ["infer"]}
+    ]
+    assert pair.secret not in result.output
+
+
+def test_a_secret_file_is_never_open_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int] = []
+    real = os.open
+
+    def watched(path: Path, flags: int, mode: int = 0o777, **options: int) -> int:
+        if str(path).startswith(str(tmp_path)):
+            modes.append(mode)
+        return real(path, flags, mode, **options)
+
+    monkeypatch.setattr(os, "open", watched)
+    for extra in ((), ("--force",)):
+        assert run("new", "ana", "--out", tmp_path, *extra).exit_code == 0
+    assert len(modes) == 4
+    assert set(modes) == {0o600}
+
+
+def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
+    run("new", "ana", "--out", tmp_path)
+    before = (tmp_path / "ana.key_secret").read_text()
+    result = run("new", "ana", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "exists already" in result.stderr
+    assert (tmp_path / "ana.key_secret").read_text() == before
+    assert run("new", "ana", "--out", tmp_path, "--force").exit_code == 0
+    assert (tmp_path / "ana.key_secret").read_text() != before
+    assert mode_of(tmp_path / "ana.key_secret") == 0o600
+
+
+def test_a_link_in_place_of_the_secret_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "ana.key_secret").symlink_to(tmp_path / "elsewhere")
+    assert run("new", "ana", "--out", tmp_path).exit_code == 1
+    assert not (tmp_path / "elsewhere").exists()
+    assert not (tmp_path / "ana.key").exists()
+
+
+def test_a_folder_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    result = run("new", "ana", "--out", tmp_path / "none")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"multitower: cannot write {tmp_path}/none/ana.key: No such file or directory"
+    ]
+
+
+def test_the_keys_of_a_daemon_come_with_its_configuration(tmp_path: Path) -> None:
+    result = run("new", "--server", "gpus", "--out", tmp_path)
+    pair = read_secret_file(tmp_path / "gpus.key_secret")
+    configuration = YAML(typ="safe", pure=True).load(result.stdout)
+    assert configuration == {"security": {"curve": {"secret_key": str(tmp_path / "gpus.key_secret")}}}
+    assert pair.public in result.stdout
+
+
+def test_a_token_is_printed_once_with_the_entry_on_stderr(tmp_path: Path) -> None:
+    result = run("new", "ana", "--token")
+    (token,) = result.stdout.splitlines()
+    name, secret = split_token(token) or ("", "")
+    assert name == "ana"
+    entry = result.stderr[result.stderr.index("- name") :]
+    (written,) = YAML(typ="safe", pure=True).load(entry)
+    assert TokenHash.parse(written["token_hash"]).matches(secret)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_is_written_for_its_owner_only(tmp_path: Path) -> None:
+    result = run("new", "ana", "--token", "--out", tmp_path)
+    path = tmp_path / "ana.token"
+    assert mode_of(path) == 0o600
+    _, secret = split_token(path.read_text().strip()) or ("", "")
+    (written,) = YAML(typ="safe", pure=True).load(result.stdout)
+    assert TokenHash.parse(written["token_hash"]).matches(secret)
+    assert secret not in result.output
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../up", "a" * 65, "é"])
+def test_what_is_no_name_is_refused(name: str, tmp_path: Path) -> None:
+    assert run("new", name, "--out", tmp_path).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# keys show
+
+
+def test_the_public_key_of_either_half_is_shown(tmp_path: Path) -> None:
+    run("new", "ana", "--out", tmp_path)
+    pair = read_secret_file(tmp_path / "ana.key_secret")
+    for name in ("ana.key", "ana.key_secret"):
+        result = run("show", tmp_path / name)
+        assert (result.exit_code, result.stdout) == (0, f"{pair.public}\n")
+    (tmp_path / "other").write_text("nothing")
+    assert run("show", tmp_path / "other").exit_code == 1
+
+
+# keys add
+
+
+def test_the_roles_are_those_of_the_daemon() -> None:
+    assert list(_ROLES) == list(Role)
+
+
+FILE = f"""\
+# The principals of this cluster.
+principals:
+  # The shop.
+  - name: checkout-service   # asks most
+    public_key: "{new_pair().public}"
+    roles: [infer]
+    models: ['digits', "resnet-*"]
+
+  - name: ana
+    token_hash: "$scrypt$ln=14,r=8,p=1$c2FsdHNhbHRzYWx0$ZGlnZXN0ZGlnZXN0ZGlnZXN0"
+    roles:
+      - observe
+      - operate
+# The end.
+"""
+
+
+def test_an_entry_is_added_and_every_other_line_stays(tmp_path: Path) -> None:
+    path = tmp_path / "principals.yaml"
+    path.write_text(FILE)
+    path.chmod(0o640)
+    result = run(
+        *("add", "batch", "--principals", path, "--public-key", PUBLIC, "--role", "infer", "--role", "observe"),
+        *("--model", "resnet-*", "--max-outstanding", "64", "--rate", "100"),
+    )
+    assert result.exit_code == 0, result.output
+    assert read(path)[2] == {
+        "name": "batch",
+        "public_key": PUBLIC,
+        "roles": ["infer", "observe"],
+        "models": ["resnet-*"],
+        "max_outstanding": 64,
+        "rate": 100,
+    }
+    lines = path.read_text().splitlines()
+    assert [line for line in FILE.splitlines() if line not in lines] == []
+    assert mode_of(path) == 0o640
+
+
+def test_the_file_is_made_for_its_owner_only_if_there_is_none(tmp_path: Path) -> None:
+    run("new", "ana", "--out", tmp_path)
+    path = tmp_path / "principals.yaml"
+    result = run("add", "ana", "--principals", path, "--public-key", tmp_path / "ana.key", "--role", "operate")
+    assert result.exit_code == 0, result.output
+    public = read_secret_file(tmp_path / "ana.key_secret").public
+    assert read(path) == [{"name": "ana", "public_key": public, "roles": ["operate"]}]
+    assert mode_of(path) == 0o600
+    assert path.read_text().startswith("# Who may do what.")
+    assert "- name: ana" in path.read_text()
+
+
+def test_a_second_key_is_added_beside_the_first_and_a_third_too(tmp_path: Path) -> None:
+    path = tmp_path / "principals.yaml"
+    path.write_text(FILE)
+    first = read(path)[0]["public_key"]
+    others = [new_pair().public, new_pair().public]
+    for other in others:
+        result = run("add", "checkout-service", "--principals", path, "--public-key", other, "--rotate")
+        assert result.exit_code == 0, result.output
+    assert read(path)[0] == {**read(path)[0], "public_key": [first, *others]}
+    assert read(path)[1]["name"] == "ana"
+    assert "# asks most" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["ana", "--public-key", PUBLIC, "--role", "infer"], "has a principal ana; --rotate"),
+        (["new", "--public-key", "nonsense", "--role", "infer"], "cannot read the key nonsense"),
+        (["new", "--token-hash", "hunter2", "--role", "infer"], "must look like"),
+        (["new", "--public-key", PUBLIC, "--rotate"], "has no principal new"),
+        (["new", "--public-key", FILE.split('"')[1], "--role", "infer"], "this public key already"),
+        # What the daemon's own reader refuses.
+        (["gateway", "--public-key", PUBLIC, "--role", "infer"], "nothing was changed: "),
+        (["new", "--public-key", PUBLIC, "--role", "infer", "--model", "a b"], "neither a model's name nor a pattern"),
+        (["new", "--public-key", PUBLIC, "--role", "infer", "--rate", "1e9"], "nothing was changed: "),
+    ],
+    ids=range(8),  # the keys differ from process to process
+)
+def test_a_refused_entry_changes_nothing(words: list[str], cause: str, tmp_path: Path) -> None:
+    path = tmp_path / "principals.yaml"
+    path.write_text(FILE)
+    result = run("add", *words, "--principals", path)
+    assert result.exit_code == 1
+    assert cause in result.stderr
+    assert "hunter2" not in result.stderr
+    assert path.read_text() == FILE
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ana", "--role", "infer"],
+        ["ana", "--public-key", PUBLIC],
+        ["ana", "--public-key", PUBLIC, "--role", "admin"],
+        ["ana", "--public-key", PUBLIC, "--role", "infer", "--rotate"],
+    ],
+    ids=range(4),
+)
+def test_options_that_do_not_suffice_or_go_together_are_refused(words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "principals.yaml"
+    assert run("add", *words, "--principals", path).exit_code == 2
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("principals: {", ":1:14: this is not YAML"),
+        ("models: []\n", "is no file of principals"),
+        ("- a\n", "is no file"),
+    ],
+)
+def test_what_is_no_file_of_principals_stays_as_it_is(text: str, cause: str, tmp_path: Path) -> None:
+    path = tmp_path / "principals.yaml"
+    path.write_text(text)
+    result = run("add", "ana", "--principals", path, "--public-key", PUBLIC, "--role", "infer")
+    assert result.exit_code == 1
+    assert cause in result.stderr
+    assert path.read_text() == text
