@@ -68,6 +68,7 @@ from .routing.front_socket import FrontSocket
 from .routing.router import Router
 from .routing.unread import UnreadReplies
 from .scheduling.scheduler import StateError
+from .security.audit import Audit
 from .security.locks import Locks
 from .settings import ActiveSettings, build_settings
 from .workers.capacity import Capacity
@@ -154,7 +155,7 @@ class Daemon:
                 connections = stack.enter_context(contextlib.closing(accept_within(plan)))
                 unread = UnreadReplies(config.max_unread_bytes, config.unread_timeout)
                 history = EventHistory()
-                self._locks = _make_locks(config, self._background, history)
+                self._locks = _make_locks(config, self._background)
                 self._endpoints = Endpoints(
                     config.listen,
                     config.runtime_dir,
@@ -285,11 +286,20 @@ class Daemon:
             gateway=self._gateway,
             tracing=self._tracing,
             request_log=self._request_log,
+            locks=self._locks,
         )
         metrics = Metrics(snapshots, self._background)
         self._recorder = Recorder(self._router)
+        self._audit = Audit(self._manager.history)
         self._control = ControlSocket(
-            self._endpoints.control, queries, self._orders, model_orders, metrics, self._recorder
+            self._endpoints.control,
+            queries,
+            self._orders,
+            model_orders,
+            metrics,
+            self._recorder,
+            self._audit,
+            self._endpoints.gateway_pids,
         )
         self._router.open(self._endpoints.fronts, queries.answer, metrics.answer)
 
@@ -412,7 +422,7 @@ class Daemon:
         for number in inbox.read():
             try:
                 if number == signal.SIGHUP:
-                    self._orders.reload(lambda _: None)
+                    self._orders.reload(self._audit.watch("reload", "signal", number.name, {}, lambda _: None))
                 elif number == signal.SIGUSR1:
                     self._request_log.reopen()
                 else:
@@ -516,8 +526,8 @@ def tune_garbage_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def _make_locks(config: Config, background: BackgroundJobs, history: EventHistory) -> Locks | None:
-    return Locks(config.principals, background, history) if config.principals is not None else None
+def _make_locks(config: Config, background: BackgroundJobs) -> Locks | None:
+    return Locks(config.principals, background) if config.principals is not None else None
 
 
 def _read_curve_keys(config: Config) -> CurveKeys | None:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.infer_header import parse_version
 
+from ..config.principals import Principals
 from ..loop.containment import ErrorLog
 from ..observability.metrics import Metrics
 from ..observability.recording import Recorder
 from ..routing.front_socket import FrontSocket, Incoming, internal_error
-from ..security.operations import OPERATIONS
+from ..security.audit import Audit
+from ..security.operations import OPERATIONS, Operation
+from ..security.peers import NOBODY, Peer, Peers
 from .model_orders import ModelOrders
 from .order_queue import READ_S
 from .orders import Orders
@@ -41,6 +44,9 @@ RECORD_COUNT: Final = 100
 
 _QUERIES = (wire.SERVER_LIVE, wire.SERVER_READY, wire.SERVER_METADATA, wire.STATUS)
 
+_GATEWAY: Final = Peer("gateway", origin="a client of the gateway")
+"""Who gives an order that the gateway passes on, where there are no locks and so nobody knows who its clients are."""
+
 _Answer = Callable[[dict[str, Any] | Sequence[bytes] | MultitowerError], None]
 """Takes the header of the reply, or all its frames from the header on, or an error."""
 
@@ -55,6 +61,8 @@ class ControlSocket:
         model_orders: loads and unloads models.
         metrics: answers requests for metrics.
         recorder: records requests.
+        audit: writes who gave which order.
+        gateway_pids: returns the gateway's processes, for the audit.
     """
 
     def __init__(
@@ -65,6 +73,8 @@ class ControlSocket:
         model_orders: ModelOrders,
         metrics: Metrics,
         recorder: Recorder,
+        audit: Audit,
+        gateway_pids: Callable[[], Collection[int]] = tuple,
     ) -> None:
         self.front = front
         self._errors = ErrorLog(log)
@@ -73,6 +83,9 @@ class ControlSocket:
         self._model_orders = model_orders
         self._metrics = metrics
         self._recorder = recorder
+        self._audit = audit
+        self._gateway_pids = gateway_pids
+        self._users = Peers(Principals())
 
     def receive(self) -> None:
         """Reads and begins a burst of the orders that have arrived."""
@@ -80,24 +93,31 @@ class ControlSocket:
             incoming = self.front.receive()
             if incoming is None:
                 return
-            address, body = incoming.address, incoming.body
-            if body is None or len(body) < 2:
+            if incoming.body is None or len(incoming.body) < 2:
                 continue  # there is no id to reply to
-            self._handle(incoming, address, bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES], body[2:])
+            self._handle(incoming, incoming.body)
         self.front.recheck()  # there may be more
 
-    def _handle(
-        self, incoming: Incoming, address: tuple[bytes, ...], kind: bytes, id: bytes, frames: list[Any]
-    ) -> None:
+    def _handle(self, incoming: Incoming, body: list[Any]) -> None:
+        kind, id = bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES]
+        operation, peer = OPERATIONS.get(kind), NOBODY
+        header: dict[str, Any] = {}
         answered = False
 
         def done(answer: dict[str, Any] | Sequence[bytes] | MultitowerError) -> None:
             nonlocal answered
             answered = True
-            self.front.answer(address, id, answer)
+            if operation is not None and operation.changes:
+                error = answer if isinstance(answer, MultitowerError) else None
+                self._audit.note(operation.name, peer.name, peer.origin, header, error)
+            self.front.answer(incoming.address, id, answer)
 
         try:
-            self._begin_if_allowed(incoming, kind, frames, done)
+            peer = self._find_sender(incoming)
+            self._check_role(peer, operation)
+            header = wire.load_header(bytes(body[2])) if len(body) > 2 else {}
+            self._check(peer, operation, header)
+            self._begin(kind, header, done)
         except MultitowerError as error:
             done(error)
         except Exception as error:  # noqa: BLE001  it is logged
@@ -105,21 +125,36 @@ class ControlSocket:
             if not answered:
                 done(internal_error())
 
-    def _begin_if_allowed(self, incoming: Incoming, kind: bytes, frames: list[Any], done: _Answer) -> None:
-        """Decides whether the sender may, where there are locks, and begins."""
-        entrance, operation = self.front.entrance, OPERATIONS.get(kind)
-        if entrance is None:
-            self._begin(kind, _header(frames), done)
-            return
-        peer, authorisation = entrance.identify(incoming.address, incoming.connection), entrance.locks.authorisation
-        refusal = authorisation.check_role(peer, operation)
+    def _find_sender(self, incoming: Incoming) -> Peer:
+        entrance = self.front.entrance
+        if entrance is not None:
+            return entrance.identify(incoming.address, incoming.connection)
+        peer = self._users.local(incoming.connection)
+        return _GATEWAY if peer.pid is not None and peer.pid in self._gateway_pids() else peer
+
+    def _check_role(self, peer: Peer, operation: Operation | None) -> None:
+        """Decides about what does not depend on the header, where there are locks.
+
+        Raises:
+            MultitowerError: the sender may not do this.
+        """
+        entrance = self.front.entrance
+        refusal = entrance.locks.authorisation.check_role(peer, operation) if entrance is not None else None
         if refusal is not None:
             raise refusal
-        header = _header(frames)
-        refusal = authorisation.check(peer, operation, operation.model_in(header) if operation is not None else None)
-        if refusal is not None:
-            raise refusal
-        self._begin(kind, header, done)
+
+    def _check(self, peer: Peer, operation: Operation | None, header: dict[str, Any]) -> None:
+        """Decides whether the sender may, where there are locks.
+
+        Raises:
+            MultitowerError: it may not.
+        """
+        entrance = self.front.entrance
+        if entrance is not None:
+            model = operation.model_in(header) if operation is not None else None
+            refusal = entrance.locks.authorisation.check(peer, operation, model)
+            if refusal is not None:
+                raise refusal
 
     def _begin(self, kind: bytes, header: dict[str, Any], done: _Answer) -> None:
         if kind == wire.RELOAD:
@@ -158,10 +193,6 @@ class ControlSocket:
 
         version = report.version if report is not None and any(parse_version(header)) else ""
         self._recorder.start(name, version, count, ends_at, done)
-
-
-def _header(frames: list[Any]) -> dict[str, Any]:
-    return wire.load_header(bytes(frames[0])) if frames else {}
 
 
 def _read_s(header: dict[str, Any]) -> float:

@@ -19,7 +19,8 @@ from ..scheduling.open_requests import Answer, Reply
 from ..scheduling.request import Request
 from ..scheduling.scheduler import Scheduler
 from ..security.authorisation import Authorisation, without_names
-from ..security.entrance import Entrance
+from ..security.entrance import Entrance, GatewayEntrance
+from ..security.handles import ANONYMOUS_HANDLE, GATEWAY
 from ..security.operations import OPERATIONS
 from ..security.peers import Peer
 from .admission import Admission
@@ -136,11 +137,23 @@ class Clients:
     ) -> None:
         """Handles a request where there are locks: decides first, before anything looks for the model."""
         address, kind = incoming.address, bytes(body[0])
+        if kind == wire.AUTHENTICATE and isinstance(entrance, GatewayEntrance):
+            self._authenticate(front, entrance, incoming, id, body)
+            return
         peer, locks = entrance.identify(address, incoming.connection), entrance.locks
         authorisation = locks.authorisation
-        refusal = authorisation.check_role(peer, OPERATIONS.get(kind))
+        operation = OPERATIONS.get(kind)
+        refusal = authorisation.check_role(peer, operation)
         if refusal is not None:
+            # A handle that has become void is no failure: the gateway asks for another one.
+            if not peer.authenticated and (front.interface != GATEWAY or address[-1] == ANONYMOUS_HANDLE):
+                locks.failures.add(front.interface, entrance.failure, "", time.monotonic())
             raise refusal
+        use = locks.uses.of(peer.name) if peer.principal is not None else None
+        if use is not None and kind != wire.CANCEL and not (operation is not None and operation.open):
+            refusal = use.refusal(kind == wire.INFER, time.monotonic())
+            if refusal is not None:
+                raise refusal
         try:
             if kind != wire.INFER:
                 self._answer_other(front, address, id, body, peer, authorisation)
@@ -149,9 +162,25 @@ class Clients:
                 refusal = authorisation.check_infer(peer, bytes(body[2]))
                 if refusal is not None:
                     raise refusal
-            self._admission.admit(front, address, id, body)
+            self._admission.admit(front, address, id, body, use)
         except MultitowerError as error:
             raise without_names(peer, error) from None
+
+    def _authenticate(
+        self, front: FrontSocket, entrance: GatewayEntrance, incoming: Incoming, id: bytes, body: list[Any]
+    ) -> None:
+        """Has a credential verified that a client has shown to the gateway.
+
+        Raises:
+            MultitowerError: the message is malformed, or is not the gateway's own.
+        """
+        if len(incoming.address) != 1 or not entrance.is_gateway(incoming.connection):
+            raise make(Reason.UNAUTHENTICATED, "only the gateway may ask for handles")
+        self._admission.check_size(sum(map(len, body)))
+        if len(body) != 3:
+            raise make(Reason.MALFORMED, "the request has a header frame behind its id, and no other", field="header")
+        header = wire.load_header(bytes(body[2]))
+        entrance.locks.authenticator.answer(header, functools.partial(front.answer, incoming.address, id))
 
     def _reject(
         self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any] | None, error: MultitowerError

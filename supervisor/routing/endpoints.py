@@ -28,7 +28,7 @@ from ..config.secret_files import CurveKeys
 from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..loop.runtime_dir import HeldError, NotBindableYetError, RuntimeDir
-from ..security.entrance import ControlEntrance, CurveEntrance, GatewayEntrance, LocalEntrance
+from ..security.entrance import PEER_ADDRESS, ControlEntrance, CurveEntrance, GatewayEntrance, LocalEntrance
 from ..security.locks import Locks
 from ..security.zap import ZapHandler
 from .binding import IPC
@@ -171,7 +171,10 @@ class Endpoints:
             stack.callback(self.control_connections.close)
             private_ones: dict[str, Any] = {"connections": self.control_connections}
             entrance = ControlEntrance(locks, lambda: self.gateway_pids()) if locks is not None else None
-            self.control = self._open_any(self._control_endpoint, **private_ones, entrance=entrance)
+            # Who gives orders is written down, with locks or without.
+            self.control = self._open_any(
+                self._control_endpoint, **private_ones, entrance=entrance, of_connection=PEER_ADDRESS
+            )
             stack.callback(self.control.close)
             self.gateway: FrontSocket | None = None
             if for_gateway:

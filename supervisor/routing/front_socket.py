@@ -61,7 +61,8 @@ class Incoming:
     Attributes:
         address: the frames before the delimiter, which lead back to the client; the first one names its connection.
         body: the frames behind the delimiter; None without a delimiter behind at most `MAX_HOPS` frames.
-        connection: what the front socket's entrance needs to find the sender; None where there are no locks.
+        connection: the property of its connection that the front socket asks for, as its entrance needs it to find the
+            sender; None where it asks for none.
     """
 
     __slots__ = ("address", "body", "connection")
@@ -92,6 +93,7 @@ class FrontSocket:
         connections: accepts its clients.
         entrance: finds who sends its messages; None without locks.
         curve: the daemon's keys, with which connections are encrypted; None for those that are not.
+        of_connection: without locks: the property of their connection that messages have; None for none.
 
     Attributes:
         entrance: as given.
@@ -116,9 +118,10 @@ class FrontSocket:
         connections: Connections,
         entrance: Entrance | None = None,
         curve: CurveKeys | None = None,
+        of_connection: str | None = None,
     ) -> None:
         self.entrance = entrance
-        self._of_connection = entrance.of_connection if entrance is not None else None
+        self._of_connection = entrance.of_connection if entrance is not None else of_connection
         self._curve = curve
         self.dropped = 0
         self._errors = ErrorLog(log)

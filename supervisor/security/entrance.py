@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from ..config.principals import Role
+from .failures import Failure
 from .locks import Locks
 from .peers import NOBODY, Peer
 from .zap import USER_ID
@@ -26,10 +27,12 @@ class Entrance:
 
     Attributes:
         of_connection: the property of a message's connection that `identify` needs.
+        failure: what it counts as if nobody is found to have sent a message.
         locks: as given.
     """
 
     of_connection: str = PEER_ADDRESS
+    failure: Failure = Failure.NO_CREDENTIALS
 
     def __init__(self, locks: Locks) -> None:
         self.locks = locks
@@ -48,6 +51,7 @@ class CurveEntrance(Entrance):
     """An endpoint over tcp: the key that the handshake has proved says who it is."""
 
     of_connection = USER_ID
+    failure = Failure.UNKNOWN_KEY
 
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
         """See `Entrance.identify`."""

@@ -63,5 +63,10 @@ class Failures:
             self._not_logged += 1
             return
         not_logged, self._not_logged = self._not_logged or None, 0
-        fields = {"interface": interface, "from": source[:MAX_SOURCE], "reason": failure.value, "principal": principal}
+        fields = {
+            "interface": interface,
+            "from": source[:MAX_SOURCE] or None,
+            "reason": failure.value,
+            "principal": principal,
+        }
         event(log, logging.WARNING, "authentication failed", **fields, not_logged=not_logged)

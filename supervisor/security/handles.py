@@ -15,7 +15,7 @@ from typing import Any, Final
 from multitower.bearer_tokens import MAX_TOKEN
 from multitower.errors import MultitowerError, Reason, make
 
-from ..config.principals import Principal, Principals
+from ..config.principals import ANONYMOUS, Principal, Principals
 from .failures import Failure, Failures
 from .peers import Peer, peer_of
 from .tokens import Refusal, TokenVerifier
@@ -33,6 +33,10 @@ INTERFACES: Final = ("http", "grpc")
 """What a client of the gateway speaks, where the gateway says so."""
 
 GATEWAY: Final = "gateway"
+"""The interface of the gateway's own endpoint, and of its clients where it does not say what they speak."""
+
+ANONYMOUS_HANDLE: Final = ANONYMOUS.encode("ascii")
+"""Stands for clients that have shown no credential."""
 
 Done = Callable[[dict[str, Any] | MultitowerError], None]
 """Takes the header of the reply, or an error."""

@@ -9,18 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..config.principals import ANONYMOUS, Principal, Principals
+from ..config.principals import Principal, Principals
 from ..loop.background import BackgroundJobs
-from ..loop.history import EventHistory
-from .audit import Audit
 from .authorisation import Authorisation
 from .failures import Failures
-from .handles import Authenticator, Handles
+from .handles import ANONYMOUS_HANDLE, Authenticator, Handles
 from .limits import Uses
 from .peers import NOBODY, Peer, Peers
 from .tokens import TokenVerifier
-
-_ANONYMOUS = ANONYMOUS.encode("ascii")
 
 
 class Locks:
@@ -29,7 +25,6 @@ class Locks:
     Args:
         principals: those in force.
         background: runs what takes long.
-        history: gets the events of the audit.
         clock: returns monotonic seconds.
 
     Attributes:
@@ -39,14 +34,12 @@ class Locks:
         uses: what principals have asked for, and their limits.
         failures: counts failed authentications.
         authenticator: answers the gateway, which asks for its clients.
-        audit: writes who changed what.
     """
 
     def __init__(
         self,
         principals: Principals,
         background: BackgroundJobs,
-        history: EventHistory,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.principals = principals
@@ -54,7 +47,6 @@ class Locks:
         self.authorisation = Authorisation()
         self.uses = Uses()
         self.failures = Failures(clock())
-        self.audit = Audit(history, clock)
         self._handles = Handles()
         self._verifier: TokenVerifier[Principal] = TokenVerifier(background, clock)
         self.authenticator = Authenticator(self._verifier, self._handles, self.failures, clock)
@@ -70,7 +62,7 @@ class Locks:
 
     def by_handle(self, handle: bytes) -> Peer:
         """The peer for the handle that the gateway put in front of a message; nobody if it is void or unknown."""
-        if handle == _ANONYMOUS:
+        if handle == ANONYMOUS_HANDLE:
             return NOBODY
         return self._handles.find(handle, self._clock()) or NOBODY
 

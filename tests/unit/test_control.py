@@ -8,9 +8,11 @@ from typing import Any, cast
 from daemon_scene import DaemonScene
 
 from multitower import wire
+from multitower.supervisor.loop.history import EventHistory
 from multitower.supervisor.observability.recording import Recorder
 from multitower.supervisor.operations.control import BURST, ControlSocket
 from multitower.supervisor.routing.front_socket import FrontSocket, Incoming
+from multitower.supervisor.security.audit import Audit
 
 
 class FakeFront:
@@ -21,6 +23,8 @@ class FakeFront:
         answers: what was answered.
         rechecks: how many rechecks were asked for.
     """
+
+    entrance = None
 
     def __init__(self, arrived: int) -> None:
         self.arrived = arrived
@@ -50,6 +54,7 @@ def test_a_flood_of_queries_is_read_in_bursts(tmp_path: Path) -> None:
         operations.model_orders,
         operations.metrics,
         Recorder(operations.context.router),
+        Audit(EventHistory()),
     )
     for number in (1, 2, 3):
         control.receive()
