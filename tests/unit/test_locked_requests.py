@@ -1,0 +1,211 @@
+"""The router with locks: the gateway gets handles for its clients, and limits of principals hold whatever they ask."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import pytest
+
+from multitower import wire
+from multitower.bearer_tokens import new_token
+from multitower.errors import MultitowerError
+from multitower.spec import ModelReport
+from multitower.supervisor.config.principals import Principal, Principals, Role
+from multitower.supervisor.loop.background import BackgroundJobs
+from multitower.supervisor.routing.front_socket import Incoming
+from multitower.supervisor.routing.router import Router
+from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.security.entrance import GatewayEntrance
+from multitower.supervisor.security.locks import Locks
+
+ROLES = frozenset(Role)
+TOKEN, HASH = new_token("service")
+GATEWAY_PROCESS = f":{os.geteuid()}:{os.getegid()}:4711"
+STRANGER = f":{os.geteuid() + 1}:5:4712"
+HEADER = wire.infer_header("m", [wire.Tensor("x", "UINT8", (1, 1))], timeout_us=50_000_000)
+
+
+class Inline(BackgroundJobs):
+    """Runs each job at once."""
+
+    def run(self, job: Any, then: Any) -> None:
+        then(job())
+
+
+class Front:
+    """The gateway's endpoint: messages in, answers out."""
+
+    endpoint = "ipc:///gateway.sock"
+    interface = "gateway"
+    local = True
+
+    def __init__(self, locks: Locks) -> None:
+        self.entrance = GatewayEntrance(locks)
+        self.incoming: list[Incoming] = []
+        self.answers: list[tuple[tuple[bytes, ...], Any]] = []
+
+    @property
+    def readable(self) -> bool:
+        return bool(self.incoming)
+
+    def receive(self) -> Incoming | None:
+        return self.incoming.pop(0) if self.incoming else None
+
+    def answer(
+        self, address: tuple[bytes, ...], id: bytes, answer: Mapping[str, Any] | Sequence[bytes] | MultitowerError
+    ) -> None:
+        self.answers.append((address, answer))
+
+    def reply(self, address: tuple[bytes, ...], kind: bytes, id: bytes, body: Sequence[Any]) -> bool:
+        self.answers.append((address, json.loads(body[0])["error"]))
+        return False
+
+    def recheck(self) -> None:
+        """Nothing looks at this socket."""
+
+
+class Scene:
+    """A router whose model `m` has a worker that never answers, and the gateway's endpoint."""
+
+    def __init__(self, jobs: BackgroundJobs) -> None:
+        self.now = 100.0
+        self.locks = Locks(Principals(), jobs, lambda: self.now)
+        self.know(Principal("service", ROLES, token_hashes=(HASH,)))
+        self.front = Front(self.locks)
+        self.router = Router({"m": QueueLimits(1000, 1 << 20)}, {"m": 60.0}, 1 << 20)
+        worker = cast(Any, type("Connection", (), {"send": lambda *_: None})())
+        self.router.add_worker(0, "cpu:0", worker, [ModelReport(name="m", max_batch_size=1)], {}, 1.0)
+        self.router.open([], lambda kind, header, now: {"kind": kind.decode()}, lambda header, done: done((b"{}", b"")))
+
+    def know(self, *principals: Principal) -> None:
+        self.locks.apply(Principals(principals))
+
+    def send(
+        self, kind: bytes, header: bytes = b"{}", *frames: bytes, handle: bytes | None = None,
+        process: str = GATEWAY_PROCESS,
+    ) -> Any:  # fmt: skip
+        """Sends a message; returns the last answer, or the reason of the error; None without an answer yet."""
+        address = (b"gateway",) if handle is None else (b"gateway", handle)
+        self.front.incoming.append(Incoming(address, [kind, b"id", header, *frames], process))
+        self.router.receive(cast(Any, self.front))
+        if not self.front.answers:
+            return None
+        answers, self.front.answers = self.front.answers, []
+        assert {to for to, _ in answers} == {address}, "the answer must have the handle in front"
+        _, answer = answers[-1]
+        return answer.reason if isinstance(answer, MultitowerError) else answer
+
+    def authenticate(self, process: str = GATEWAY_PROCESS, handle: bytes | None = None, **header: str) -> Any:
+        header = {"token": TOKEN, "from": "10.0.0.1:5", **header}
+        return self.send(wire.AUTHENTICATE, wire.dump_json(header), handle=handle, process=process)
+
+    def handle(self) -> bytes:
+        handle: str = self.authenticate()["handle"]
+        return handle.encode()
+
+    def infer(self, handle: bytes) -> Any:
+        return self.send(wire.INFER, HEADER, b"x", handle=handle)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with contextlib.closing(Inline()) as jobs:
+        yield Scene(jobs)
+
+
+def test_a_handle_admits_what_its_principal_may(scene: Scene) -> None:
+    handle = scene.handle()
+    assert scene.send(wire.STATUS, handle=handle) == {"kind": "MT1:status"}
+    assert scene.infer(handle) is None
+    assert scene.locks.report()[0]["outstanding"] == 1
+    scene.router.scheduler.abandon("the daemon ends")
+    scene.router.flush(1.0)
+    assert scene.front.answers.pop()[0] == (b"gateway", handle)
+    assert scene.locks.report()[0]["outstanding"] == 0
+
+
+def test_without_a_valid_handle_only_liveness_and_readiness_are_answered(scene: Scene) -> None:
+    handle = scene.handle()
+    for wrong in (b"anonymous", b"0123456789abcdef", b"service", handle[:-1], None):
+        assert scene.send(wire.SERVER_LIVE, handle=wrong) == {"kind": "MT1:server_live"}
+        assert scene.send(wire.SERVER_READY, handle=wrong) == {"kind": "MT1:server_ready"}
+        for kind in wire.KINDS - {wire.SERVER_LIVE, wire.SERVER_READY}:
+            assert scene.send(kind, handle=wrong) == "unauthenticated", (kind, wrong)
+    assert scene.send(wire.STATUS, handle=handle, process=STRANGER) == "unauthenticated"
+    # Void handles are no failures.
+    assert scene.locks.failures.counts == {("gateway", "no_credentials"): len(wire.KINDS) - 2}
+
+
+def test_only_the_gateway_gets_handles(scene: Scene) -> None:
+    assert scene.authenticate(process=STRANGER) == "unauthenticated"
+    assert scene.authenticate(handle=b"anonymous") == "unauthenticated"
+    assert scene.authenticate(handle=scene.handle()) == "unauthenticated"
+    assert scene.send(wire.AUTHENTICATE, b"{") == "malformed"
+    assert scene.send(wire.AUTHENTICATE, b'{"token": "a.b"}', b"more") == "malformed"
+    assert scene.authenticate(token="nobody.x") == "unauthenticated"
+    assert scene.authenticate()["principal"] == "service"
+
+
+def test_a_handle_is_void_from_the_next_message_on(scene: Scene) -> None:
+    handle = scene.handle()
+    assert scene.infer(handle) is None
+    scene.know(Principal("service", frozenset({Role.OBSERVE}), token_hashes=(HASH,)))
+    assert scene.infer(handle) == "unauthenticated"
+    observing = scene.handle()
+    assert scene.infer(observing) == "forbidden"
+    scene.know()
+    assert scene.send(wire.STATUS, handle=observing) == "unauthenticated"
+    assert scene.authenticate() == "unauthenticated"
+    # What was accepted before is still answered, to the handle that it came with.
+    scene.router.scheduler.abandon("the daemon ends")
+    scene.router.flush(1.0)
+    assert [address for address, _ in scene.front.answers] == [(b"gateway", handle)]
+
+
+def test_limits_hold_for_all_that_a_principal_asks_and_not_for_others(scene: Scene) -> None:
+    other_token, other_hash = new_token("other")
+    limited = Principal("service", ROLES, token_hashes=(HASH,), max_outstanding=2)
+    scene.know(limited, Principal("other", ROLES, token_hashes=(other_hash,)))
+    handle = scene.handle()
+    other = scene.authenticate(token=other_token)["handle"].encode()
+    assert [scene.infer(handle) for _ in range(3)] == [None, None, "queue_full"]
+    assert [scene.infer(other) for _ in range(3)] == [None, None, None]
+    assert scene.send(wire.STATUS, handle=handle) == {"kind": "MT1:status"}
+    # Cancelling makes room, and is never refused.
+    assert scene.send(wire.CANCEL, handle=handle) == {"cancelled": 2}
+    assert scene.infer(handle) is None
+    assert scene.send(wire.CANCEL, handle=handle) == {"cancelled": 1}
+    rows = {row["name"]: row for row in scene.locks.report()}
+    assert [rows["service"][key] for key in ("requests", "refused", "outstanding")] == [5, 1, 0]
+    assert [rows["other"][key] for key in ("requests", "refused", "outstanding")] == [3, 0, 3]
+
+
+def test_a_rate_counts_queries_too_but_neither_health_nor_cancelling(scene: Scene) -> None:
+    scene.know(Principal("service", ROLES, token_hashes=(HASH,), rate=0.001))
+    handle = scene.handle()
+    for kind in (wire.SERVER_LIVE, wire.SERVER_READY):
+        assert scene.send(kind, handle=handle) == {"kind": kind.decode()}
+    assert scene.send(wire.CANCEL, handle=handle) == {"cancelled": 0}
+    assert scene.send(wire.MODEL_READY, b'{"model_name":"m"}', handle=handle) == {"kind": "MT1:model_ready"}
+    assert scene.send(wire.MODEL_READY, b'{"model_name":"m"}', handle=handle) == "queue_full"
+    assert scene.infer(handle) == "queue_full"
+    assert scene.send(wire.CANCEL, handle=handle) == {"cancelled": 0}
+
+
+def test_the_report_has_no_secrets(scene: Scene) -> None:
+    assert scene.locks.report() == [
+        {
+            "name": "service",
+            "roles": ["infer", "observe", "operate"],
+            "models": None,
+            "max_outstanding": None,
+            "rate": None,
+            "requests": 0,
+            "refused": 0,
+            "outstanding": 0,
+        }
+    ]
