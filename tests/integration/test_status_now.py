@@ -91,8 +91,11 @@ def test_a_death_a_restart_and_a_reload_are_events_with_their_times(daemon: Runn
     daemon.wait(lambda: daemon.slot()["last_death_age_s"] is not None and daemon.slot()["state"] == "ready")
     assert multitower("reload", daemon=daemon).returncode == 0
     state = daemon.status()
-    assert [each["kind"] for each in state["daemon"]["events"]] == ["death", "restart", "reload"]
-    assert [each["seq"] for each in state["daemon"]["events"]] == [1, 2, 3]
+    assert [each["kind"] for each in state["daemon"]["events"]] == ["death", "restart", "reload", "audit"]
+    assert [each["seq"] for each in state["daemon"]["events"]] == [1, 2, 3, 4]
+    audit = state["daemon"]["events"][-1]
+    assert audit["message"] == f"audit: reload by local:{os.geteuid()}: ok"
+    assert (audit["operation"], audit["outcome"], audit["from"][:4]) == ("reload", "ok", "pid ")
     ages = [each["age_s"] for each in state["daemon"]["events"]]
     assert ages == sorted(ages, reverse=True)
     assert state["daemon"]["config"]["path"] == str(daemon.config)
