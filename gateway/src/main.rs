@@ -14,6 +14,7 @@ mod mt1;
 mod open_inference;
 mod operations;
 mod parent;
+mod peeked;
 mod proto;
 mod server;
 mod settings;
@@ -21,6 +22,7 @@ mod statistics;
 mod tensor;
 mod tensorflow_serving;
 mod threads;
+mod tls;
 mod trace;
 
 use std::process::ExitCode;

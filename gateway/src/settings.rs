@@ -24,9 +24,26 @@ pub struct Settings {
     /// Event loops, each with its own connection to the daemon.
     #[serde(default = "one")]
     pub threads: usize,
+    /// Whether the daemon has locks: then each request needs a credential.
+    #[serde(default)]
+    pub security: bool,
+    /// The files for TLS, which all tcp listeners speak then.
+    #[serde(default)]
+    pub tls: Option<TlsSettings>,
     pub listeners: Vec<ListenerSettings>,
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// The files for TLS, in PEM.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TlsSettings {
+    /// The server's certificate, and those between it and its root.
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+    /// Whose certificates of clients are accepted; without it, clients are not asked for any.
+    #[serde(default)]
+    pub client_ca: Option<PathBuf>,
 }
 
 /// One listening socket that the daemon has bound and passed on.
@@ -145,7 +162,8 @@ mod tests {
         assert_eq!(settings.limits.body_timeout(), Duration::from_millis(2500));
         assert_eq!(settings.limits.max_body_bytes, 64 << 20);
         assert_eq!(settings.limits.max_buffered_bytes(), 512 << 20);
-        assert_eq!((settings.threads, settings.operate), (1, false));
+        assert_eq!((settings.threads, settings.operate, settings.security), (1, false, false));
+        assert!(settings.tls.is_none());
         assert!(settings.listeners[0].http && !settings.listeners[0].grpc);
     }
 

@@ -35,26 +35,19 @@ pub enum Answer {
     Stream(MessageStream),
 }
 
-/// The gRPC services of one event loop. Cloning it is cheap.
-#[derive(Clone)]
-pub struct Services {
-    context: Context,
-}
+/// The gRPC services.
+pub struct Services;
 
 impl Services {
-    pub fn new(context: Context) -> Self {
-        Self { context }
-    }
-
     /// Answers a request whose content type begins with `application/grpc`, also for unknown paths (UNIMPLEMENTED).
-    pub async fn call(&self, request: Request) -> Response {
+    pub async fn call(context: Context, request: Request) -> Response {
         if request.method() != Method::POST {
             return response(StatusCode::METHOD_NOT_ALLOWED, Body::Empty);
         }
         if !is_protobuf(&request) {
             return response(StatusCode::UNSUPPORTED_MEDIA_TYPE, Body::Empty);
         }
-        match self.answer(request).await {
+        match Self::answer(context, request).await {
             Ok(response) => response,
             Err(error) => Self::refusal(&error),
         }
@@ -65,9 +58,9 @@ impl Services {
         reply::failed(error)
     }
 
-    async fn answer(&self, request: Request) -> Result<Response, DaemonError> {
+    async fn answer(context: Context, request: Request) -> Result<Response, DaemonError> {
         let (head, body) = request.into_parts();
-        let call = Call::new(self.context.clone(), &head.headers, body)?;
+        let call = Call::new(context, &head.headers, body)?;
         let compression = call.reply_compression();
         let (service, method) = split_path(head.uri.path());
         let answer = match service {

@@ -22,6 +22,9 @@ pub fn error_response(error: &DaemonError, exhausted: StatusCode) -> Response {
     if let Ok(reason) = HeaderValue::from_str(&error.reason) {
         headers.insert(REASON, reason);
     }
+    if error.code == Code::Unauthenticated {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if let Some(wait) = error.retry_after() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil().max(1.0) as u64));
     }
@@ -121,6 +124,8 @@ mod tests {
             assert_eq!(response.headers()["multitower-code"], name);
             assert_eq!(response.headers()["multitower-reason"], "r");
         }
+        assert_eq!(respond(Code::Unauthenticated, "unauthenticated").headers()["www-authenticate"], "Bearer");
+        assert!(!respond(Code::PermissionDenied, "forbidden").headers().contains_key("www-authenticate"));
         assert_eq!(respond(Code::ResourceExhausted, "too_large").status(), 413);
         assert_eq!(respond(Code::DeadlineExceeded, "body_timeout").status(), 408);
     }

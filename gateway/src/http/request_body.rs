@@ -15,6 +15,7 @@ use crate::budget::Held;
 
 /// What is read at most of a body that nobody wants.
 const DISCARDED_BYTES: usize = 256 << 20;
+const DISCARDED_UNKNOWN_BYTES: usize = 1 << 20;
 const DISCARDED_TIME: Duration = Duration::from_secs(10);
 
 /// The body of a request as it arrives.
@@ -23,7 +24,8 @@ const DISCARDED_TIME: Duration = Duration::from_secs(10);
 /// while the client still sends, and the client would get that error instead of the response that says why.
 pub struct RequestBody {
     body: Option<Incoming>,
-    discard: bool,
+    /// How many bytes are read at most after nobody wants them.
+    discard: usize,
     held: Arc<Held>,
 }
 
@@ -34,8 +36,14 @@ impl RequestBody {
         let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         // gRPC's clients expect that a call may end before their last message. A client that waits for 100 Continue
         // has not sent anything.
-        let discard = !content_type.starts_with(b"application/grpc") && !headers.contains_key(header::EXPECT);
+        let discards = !content_type.starts_with(b"application/grpc") && !headers.contains_key(header::EXPECT);
+        let discard = if discards { DISCARDED_BYTES } else { 0 };
         request.map(|body| RequestBody { body: Some(body), discard, held })
+    }
+
+    /// Has less of the body read if it is dropped: its client is not known.
+    pub fn keep_little(&mut self) {
+        self.discard = self.discard.min(DISCARDED_UNKNOWN_BYTES);
     }
 
     /// Returns what counts the memory of the request.
@@ -55,7 +63,7 @@ impl Body for RequestBody {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let frame = Pin::new(body).poll_frame(context);
         if matches!(frame, Poll::Ready(Some(Err(_)))) {
-            self.discard = false;
+            self.discard = 0;
         }
         frame
     }
@@ -71,20 +79,20 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if !self.discard || self.is_end_stream() {
+        if self.discard == 0 || self.is_end_stream() {
             return;
         }
         if let (Some(body), Ok(runtime)) = (self.body.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn(tokio::time::timeout(DISCARDED_TIME, discard(body)));
+            runtime.spawn(tokio::time::timeout(DISCARDED_TIME, discard(body, self.discard)));
         }
     }
 }
 
-async fn discard(mut body: Incoming) {
+async fn discard(mut body: Incoming, limit: usize) {
     let mut discarded = 0;
     while let Some(Ok(frame)) = body.frame().await {
         discarded += frame.data_ref().map_or(0, Bytes::len);
-        if discarded > DISCARDED_BYTES {
+        if discarded > limit {
             return;
         }
     }

@@ -1,6 +1,7 @@
 //! A connection to the daemon as the handlers of requests use it.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,14 +11,16 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 use super::connection::{self, Shared};
+use super::error::UNAUTHENTICATED;
 use super::large::{LargeOutputs, OutputsKey, is_large};
 use super::models::MetadataCache;
 use super::outgoing::Outgoing;
+use super::pending::Outcome;
 use super::timeout::rounded_down;
 use super::waiting::Waiting;
 use super::{
-    Cache, Code, DaemonError, INFER, InferReply, InferRequest, InputHeader, Message, ModelMetadata, ModelRef, RawReply,
-    Regions, ReplyHeader, RequestHeader, microseconds,
+    Cache, Code, Credential, DaemonError, Handle, INFER, Identities, Identity, InferReply, InferRequest, InputHeader,
+    Message, ModelMetadata, ModelRef, RawReply, Regions, ReplyHeader, RequestHeader, microseconds,
 };
 use crate::settings::Settings;
 use crate::tensor::Tensor;
@@ -44,6 +47,17 @@ const CACHED_OUTPUTS: usize = 256;
 #[derive(Clone)]
 pub struct Daemon {
     pub(super) inner: Arc<Inner>,
+    caller: Caller,
+}
+
+/// For whom requests are sent.
+#[derive(Clone)]
+enum Caller {
+    /// No frame says so: the daemon has no locks, or the gateway itself asks.
+    Unnamed,
+    /// Somebody without a credential.
+    Anonymous,
+    Identity(Arc<Identity>),
 }
 
 pub(super) struct Inner {
@@ -59,6 +73,7 @@ pub(super) struct Inner {
     regions: Regions,
     /// The large outputs that requests had lately, so that the next ones have room for them in their regions.
     pub(super) large_outputs: Cache<OutputsKey, LargeOutputs>,
+    identities: Identities,
     connected: watch::Receiver<bool>,
 }
 
@@ -75,6 +90,7 @@ impl Daemon {
             shared,
             regions,
             large_outputs: Cache::new(CACHED_OUTPUTS),
+            identities: Identities::default(),
             control: settings.control.clone(),
             request_timeout: settings.limits.request_timeout(),
             max_unwritten: settings.limits.max_buffered_bytes() / settings.threads.max(1),
@@ -83,7 +99,42 @@ impl Daemon {
             ready: tokio::sync::Mutex::default(),
             connected,
         };
-        Self { inner: Arc::new(inner) }
+        let inner = Arc::new(inner);
+        if !settings.security {
+            return Self { inner, caller: Caller::Unnamed };
+        }
+        tokio::spawn(Identities::watch(Self { inner: inner.clone(), caller: Caller::Unnamed }));
+        // What does not say for whom it asks must not be more than anybody.
+        Self { inner, caller: Caller::Anonymous }
+    }
+
+    /// Returns the daemon as somebody sees it whose credential has been verified.
+    pub fn for_identity(&self, identity: Arc<Identity>) -> Self {
+        Self { inner: self.inner.clone(), caller: Caller::Identity(identity) }
+    }
+
+    /// Returns the daemon as the gateway itself sees it, for `MT1:authenticate`.
+    pub(super) fn without_identity(&self) -> Self {
+        Self { inner: self.inner.clone(), caller: Caller::Unnamed }
+    }
+
+    /// Returns the credentials that clients have shown.
+    pub(super) fn identities(&self) -> &Identities {
+        &self.inner.identities
+    }
+
+    /// Has the daemon verify a credential. `from` is the address of the client that shows it.
+    pub async fn authenticate(&self, credential: Credential, from: &str) -> Result<Arc<Identity>, DaemonError> {
+        self.inner.identities.get(&self.without_identity(), credential, from).await
+    }
+
+    /// Returns the handle for which requests are sent now.
+    pub fn handle(&self) -> Handle {
+        match &self.caller {
+            Caller::Unnamed => Handle::NONE,
+            Caller::Anonymous => Handle::anonymous(),
+            Caller::Identity(identity) => identity.handle(),
+        }
     }
 
     /// Returns once the daemon is connected.
@@ -160,7 +211,7 @@ impl Daemon {
         tensors: Vec<Bytes>,
         timeout: Duration,
     ) -> Result<RawReply, DaemonError> {
-        self.send(Message { kind: INFER, header: add_current(header), tensors }, timeout)?.await
+        self.exchange(INFER, add_current(header), tensors, timeout).await
     }
 
     /// Reads the header of a reply to `infer_raw`, which has as many frames as it says.
@@ -186,7 +237,7 @@ impl Daemon {
     /// Asks a kind without tensors, such as `MT1:model_metadata`, and returns the header of the reply.
     pub async fn call(&self, kind: &'static str, header: Value) -> Result<Value, DaemonError> {
         let header = Bytes::from(header.to_string());
-        let reply = self.send(Message { kind, header, tensors: Vec::new() }, self.inner.request_timeout)?.await?;
+        let reply = self.exchange(kind, header, Vec::new(), self.inner.request_timeout).await?;
         read_json(&reply.header)
     }
 
@@ -198,7 +249,7 @@ impl Daemon {
         if !*self.inner.connected.borrow() {
             return Err(DaemonError::not_connected());
         }
-        let waiting = self.send(Message { kind, header, tensors: Vec::new() }, limit)?;
+        let waiting = self.exchange(kind, header, Vec::new(), limit);
         tokio::time::timeout(limit, waiting).await.unwrap_or_else(|_| {
             let message = format!("the daemon did not answer within {} s", limit.as_secs_f64());
             Err(DaemonError::new(Code::Unavailable, "not_connected", message))
@@ -236,19 +287,19 @@ impl Daemon {
         let Some(path) = &self.inner.control else {
             return Err(DaemonError::unsupported("the daemon has no control endpoint"));
         };
+        let header = Bytes::from(header.to_string());
         let order = async {
-            let (mut stream, mut buffer) = connection::connect(path).await?;
-            let mut outgoing = Outgoing::default();
-            outgoing.push_message(kind, b"order", &Bytes::from(header.to_string()), &[]);
-            while !outgoing.is_empty() {
-                let written = {
-                    let mut slices = Outgoing::no_slices();
-                    let count = outgoing.slices(&mut slices);
-                    stream.write_vectored(&slices[..count]).await?
-                };
-                outgoing.advance(written);
+            let handle = self.handle();
+            let outcome = give_order(path, handle, kind, &header).await?;
+            match (&self.caller, &outcome) {
+                (Caller::Identity(identity), Err(error)) if error.reason == UNAUTHENTICATED => {
+                    match identity.renewed(self, handle).await {
+                        Ok(renewed) => give_order(path, renewed, kind, &header).await,
+                        Err(error) => Ok(Err(error)),
+                    }
+                }
+                _ => Ok(outcome),
             }
-            connection::receive_reply(&mut stream, &mut buffer).await
         };
         match tokio::time::timeout(ORDER_TIMEOUT, order).await {
             Ok(Ok(outcome)) => read_json(&outcome?.header),
@@ -258,6 +309,42 @@ impl Daemon {
             }
             Err(_) => Err(DaemonError::new(Code::DeadlineExceeded, "deadline", "the order took too long")),
         }
+    }
+
+    /// Sends a request for the caller, and waits for its outcome.
+    async fn exchange(
+        &self,
+        kind: &'static str,
+        header: Bytes,
+        tensors: Vec<Bytes>,
+        timeout: Duration,
+    ) -> Result<RawReply, DaemonError> {
+        match &self.caller {
+            // Seldom without locks, so on the heap: the future of the others stays small.
+            Caller::Identity(identity) => Box::pin(self.exchange_for(identity, kind, header, tensors, timeout)).await,
+            Caller::Unnamed | Caller::Anonymous => {
+                self.send(Message { handle: self.handle(), kind, header, tensors }, timeout)?.await
+            }
+        }
+    }
+
+    /// As `exchange`. If the daemon does not know the handle any more, it is asked for another one, once.
+    async fn exchange_for(
+        &self,
+        identity: &Identity,
+        kind: &'static str,
+        header: Bytes,
+        tensors: Vec<Bytes>,
+        timeout: Duration,
+    ) -> Result<RawReply, DaemonError> {
+        let until = Instant::now() + timeout;
+        let message = Message { handle: identity.handle(), kind, header, tensors };
+        let outcome = self.send(message.clone(), timeout)?.await;
+        if !outcome.as_ref().is_err_and(|error| error.reason == UNAUTHENTICATED) {
+            return outcome;
+        }
+        let handle = identity.renewed(self, message.handle).await?;
+        self.send(Message { handle, ..message }, until.saturating_duration_since(Instant::now()))?.await
     }
 
     /// Adds a request to the table, and has it written if the daemon is connected.
@@ -279,6 +366,22 @@ impl Daemon {
         drop(state);
         Ok(Waiting::new(self.inner.shared.clone(), ticket))
     }
+}
+
+/// Gives an order over a connection of its own to the control endpoint at this path.
+async fn give_order(path: &Path, handle: Handle, kind: &str, header: &Bytes) -> io::Result<Outcome> {
+    let (mut stream, mut buffer) = connection::connect(path).await?;
+    let mut outgoing = Outgoing::default();
+    outgoing.push_message(handle, kind, b"order", header, &[]);
+    while !outgoing.is_empty() {
+        let written = {
+            let mut slices = Outgoing::no_slices();
+            let count = outgoing.slices(&mut slices);
+            stream.write_vectored(&slices[..count]).await?
+        };
+        outgoing.advance(written);
+    }
+    connection::receive_reply(&mut stream, &mut buffer).await
 }
 
 /// Gives unused shared memory back, once in a while. Never returns.

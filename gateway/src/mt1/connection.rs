@@ -254,8 +254,13 @@ impl Exchange<'_> {
     }
 }
 
-/// Reads `(empty) MT1:ok|MT1:error id header tensor …`. Anything else is ignored: nothing can be made of it.
+/// Reads `[handle] (empty) MT1:ok|MT1:error id header tensor …`. Anything else is ignored: nothing can be made of it.
+///
+/// Ids are those of one request each, so the handle tells nothing.
 fn read_reply(mut frames: Vec<Bytes>) -> Option<(Bytes, Outcome)> {
+    if frames.first().is_some_and(|first| !first.is_empty()) {
+        frames.remove(0);
+    }
     if frames.len() < 4 || !frames[0].is_empty() {
         return None;
     }

@@ -70,6 +70,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// them: the daemon states a time where a worker is to come.
 const TEMPORARY: [&str; 3] = ["queue_full", "draining", "not_connected"];
 
+/// The reason of a request that names nobody, or somebody whom the daemon does not know any more.
+pub const UNAUTHENTICATED: &str = "unauthenticated";
+
 #[derive(Deserialize)]
 struct ErrorHeader<'a> {
     #[serde(borrow)]
@@ -148,6 +151,11 @@ impl DaemonError {
     /// A limit of the gateway that others use up at the moment (RESOURCE_EXHAUSTED / `queue_full`).
     pub fn queue_full(message: impl Into<String>) -> Self {
         Self::new(Code::ResourceExhausted, "queue_full", message)
+    }
+
+    /// A request without a credential, or with one that is not valid (UNAUTHENTICATED / `unauthenticated`).
+    pub fn unauthenticated(message: impl Into<String>) -> Self {
+        Self::new(Code::Unauthenticated, UNAUTHENTICATED, message)
     }
 
     /// A defect of the gateway or the daemon (INTERNAL / `internal_error`).

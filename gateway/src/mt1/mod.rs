@@ -4,7 +4,9 @@ mod cache;
 mod client;
 mod connection;
 mod error;
+mod handle;
 mod header;
+mod identity;
 mod large;
 mod messages;
 mod models;
@@ -12,6 +14,8 @@ mod outgoing;
 mod pending;
 mod regions;
 mod socket;
+#[cfg(test)]
+pub mod stand_in;
 mod timeout;
 mod waiting;
 mod zmtp;
@@ -19,7 +23,9 @@ mod zmtp;
 pub use cache::Cache;
 pub use client::Daemon;
 pub use error::{Code, DaemonError};
+pub use handle::Handle;
 pub use header::{Area, InputHeader, OutputHeader, ReplyHeader, RequestHeader, put_shape};
+pub use identity::{Credential, Identities, Identity};
 pub use large::{LARGE_BYTES, Layout, large_outputs};
 pub use messages::{InferReply, InferRequest, MAX_DIMENSIONS, MAX_TENSORS, ModelRef};
 #[cfg(test)]

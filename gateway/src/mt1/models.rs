@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Cache, Daemon, DaemonError, ModelRef};
+use super::{Cache, Daemon, DaemonError, Handle, ModelRef};
 use crate::tensor::Datatype;
 
 /// A model's versions, inputs and outputs. The lists are empty for a handler without declarations.
@@ -64,25 +64,27 @@ struct Entry {
     refreshing: bool,
 }
 
-/// The metadata that was asked for lately.
+/// The metadata that was asked for lately. Where the daemon has locks, each handle has its own: others may not see it.
 pub struct MetadataCache {
     entries: Cache<ModelRef, Entry>,
+    by_handle: Cache<(Handle, ModelRef), Entry>,
 }
 
 impl Default for MetadataCache {
     fn default() -> Self {
-        Self { entries: Cache::new(CACHED_MODELS) }
+        Self { entries: Cache::new(CACHED_MODELS), by_handle: Cache::new(CACHED_MODELS) }
     }
 }
 
 impl MetadataCache {
     /// Returns metadata that is at most `MAX_AGE` old.
     pub async fn get(&self, daemon: &Daemon, model: &ModelRef) -> Result<Arc<ModelMetadata>, DaemonError> {
-        if let Some(mut entry) = self.entries.get(model) {
+        let handle = daemon.handle();
+        if let Some(mut entry) = self.known(handle, model) {
             let age = entry.read_at.elapsed();
             if age >= REFRESH_AGE && age < MAX_AGE && !entry.refreshing {
                 entry.refreshing = true;
-                self.entries.insert(model.clone(), entry.clone());
+                self.insert(handle, model, entry.clone());
                 let (daemon, model) = (daemon.clone(), model.clone());
                 tokio::spawn(async move { daemon.inner.metadata.read(&daemon, &model).await.ok() });
             }
@@ -93,12 +95,27 @@ impl MetadataCache {
         self.read(daemon, model).await
     }
 
+    fn known(&self, handle: Handle, model: &ModelRef) -> Option<Entry> {
+        if handle.is_none() { self.entries.get(model) } else { self.by_handle.get(&(handle, model.clone())) }
+    }
+
+    fn insert(&self, handle: Handle, model: &ModelRef, entry: Entry) {
+        if handle.is_none() {
+            self.entries.insert(model.clone(), entry);
+        } else {
+            self.by_handle.insert((handle, model.clone()), entry);
+        }
+    }
+
     async fn read(&self, daemon: &Daemon, model: &ModelRef) -> Result<Arc<ModelMetadata>, DaemonError> {
-        let read_at = Instant::now();
+        let (read_at, handle) = (Instant::now(), daemon.handle());
         let reply = daemon.call("MT1:model_metadata", model.to_header()).await?;
         let metadata = Arc::new(ModelMetadata::from_json(&reply));
         let entry = Entry { read_at, metadata: metadata.clone(), refreshing: false };
-        self.entries.insert(model.clone(), entry);
+        // If another handle has taken its place meanwhile, who knows which of them the answer was for.
+        if daemon.handle() == handle {
+            self.insert(handle, model, entry);
+        }
         Ok(metadata)
     }
 }

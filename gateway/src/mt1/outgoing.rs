@@ -5,6 +5,7 @@ use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::handle::Handle;
 use super::zmtp;
 
 /// Frames up to this size are copied, so that many requests become one write.
@@ -22,8 +23,11 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// Adds a message: the empty delimiter, the kind, the id, and these frames.
-    pub fn push_message(&mut self, kind: &str, id: &[u8], header: &Bytes, tensors: &[Bytes]) {
+    /// Adds a message: the handle if there is one, the empty delimiter, the kind, the id, and these frames.
+    pub fn push_message(&mut self, handle: Handle, kind: &str, id: &[u8], header: &Bytes, tensors: &[Bytes]) {
+        if !handle.is_none() {
+            self.push_small(handle.as_bytes(), true);
+        }
         zmtp::put_frame_head(&mut self.tail, 0, true);
         self.push_small(kind.as_bytes(), true);
         self.push_small(id, true);
@@ -139,8 +143,14 @@ mod tests {
         let header = Bytes::from_static(b"{}");
         let write = |step| {
             let mut outgoing = Outgoing::default();
-            outgoing.push_message("MT1:infer", b"id", &header, &[large.clone(), Bytes::from_static(b"x")]);
-            outgoing.push_message("MT1:cancel", b"id", &Bytes::new(), &[]);
+            outgoing.push_message(
+                Handle::NONE,
+                "MT1:infer",
+                b"id",
+                &header,
+                &[large.clone(), Bytes::from_static(b"x")],
+            );
+            outgoing.push_message(Handle::anonymous(), "MT1:cancel", b"id", &Bytes::new(), &[]);
             drain(&mut outgoing, step)
         };
         let whole = write(usize::MAX);
@@ -152,7 +162,7 @@ mod tests {
         let expected = [&b""[..], b"MT1:infer", b"id", b"{}", &large, b"x"];
         assert_eq!(frames.iter().map(|frame| &frame[..]).collect::<Vec<_>>(), expected);
         let Ok(Some(zmtp::Incoming::Message(frames))) = decoder.next(&mut buffer) else { panic!("no message") };
-        assert_eq!(frames.len(), 4);
+        assert_eq!((frames.len(), &frames[0][..]), (5, &b"anonymous"[..]), "the handle comes first");
         assert!(buffer.is_empty());
     }
 }

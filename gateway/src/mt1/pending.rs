@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::error::{Code, DaemonError};
+use super::handle::Handle;
 use super::outgoing::Outgoing;
 
 /// The kind of requests that run a model. All others are answered by the daemon itself.
@@ -14,9 +15,15 @@ pub const INFER: &str = "MT1:infer";
 /// Places beside those for inference: queries are answered, however many requests wait for a model.
 const QUERY_PLACES: usize = 64;
 
+/// The kind that verifies a credential, with places of its own: without an answer, its clients get none either.
+pub const AUTHENTICATE: &str = "MT1:authenticate";
+const AUTHENTICATION_PLACES: usize = 1024;
+
 /// A request as it is transmitted.
 #[derive(Clone, Debug)]
 pub struct Message {
+    /// For whom it is sent.
+    pub handle: Handle,
     pub kind: &'static str,
     pub header: Bytes,
     pub tensors: Vec<Bytes>,
@@ -61,6 +68,8 @@ enum State {
 
 struct Place {
     generation: u32,
+    /// For whom the request is sent: the daemon knows it by that and its id.
+    handle: Handle,
     state: State,
     waker: Option<Waker>,
     expires_at: Instant,
@@ -92,22 +101,33 @@ impl Pending {
         expires_at: Instant,
         connection: Option<&mut Outgoing>,
     ) -> Result<Ticket, DaemonError> {
-        let limit = if message.kind == INFER { self.limit } else { self.limit + QUERY_PLACES };
+        let limit = match message.kind {
+            INFER => self.limit,
+            AUTHENTICATE => self.limit + QUERY_PLACES + AUTHENTICATION_PLACES,
+            _ => self.limit + QUERY_PLACES,
+        };
         if self.len() >= limit {
             let message = format!("the gateway has its limit of {} requests outstanding", self.limit);
             return Err(DaemonError::queue_full(message));
         }
         let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place { generation: 0, state: State::Free, waker: None, expires_at });
+            self.places.push(Place {
+                generation: 0,
+                handle: Handle::NONE,
+                state: State::Free,
+                waker: None,
+                expires_at,
+            });
             (self.places.len() - 1) as u32
         });
         let place = &mut self.places[index as usize];
         place.generation = place.generation.wrapping_add(1);
         place.expires_at = expires_at;
+        place.handle = message.handle;
         let ticket = Ticket { index, generation: place.generation };
         place.state = match connection {
             Some(outgoing) => {
-                outgoing.push_message(message.kind, &ticket.id(), &message.header, &message.tensors);
+                outgoing.push_message(message.handle, message.kind, &ticket.id(), &message.header, &message.tensors);
                 State::Sent
             }
             None => {
@@ -133,19 +153,20 @@ impl Pending {
         None
     }
 
-    /// Removes a request whose outcome nobody wants any more. Returns whether the daemon has to be told.
-    pub fn remove(&mut self, ticket: Ticket) -> bool {
-        let Some(place) = self.place(ticket) else { return false };
+    /// Removes a request whose outcome nobody wants any more. If the daemon has to be told, returns for whom it was sent.
+    pub fn remove(&mut self, ticket: Ticket) -> Option<Handle> {
+        let place = self.place(ticket)?;
+        let handle = place.handle;
         let state = std::mem::replace(&mut place.state, State::Free);
         place.waker = None;
         self.free.push(ticket.index);
         match state {
             State::Unsent(_) => {
                 self.unsent -= 1;
-                false
+                None
             }
-            State::Sent => true,
-            State::Free | State::Done(_) => false,
+            State::Sent => Some(handle),
+            State::Free | State::Done(_) => None,
         }
     }
 
@@ -169,7 +190,7 @@ impl Pending {
                 && let State::Unsent(message) = std::mem::replace(&mut place.state, State::Sent)
             {
                 let ticket = Ticket { index: index as u32, generation: place.generation };
-                outgoing.push_message(message.kind, &ticket.id(), &message.header, &message.tensors);
+                outgoing.push_message(message.handle, message.kind, &ticket.id(), &message.header, &message.tensors);
             }
         }
         self.unsent = 0;
@@ -201,7 +222,7 @@ impl Pending {
                 }
                 State::Sent => {
                     let ticket = Ticket { index: index as u32, generation: place.generation };
-                    outgoing.push_message("MT1:cancel", &ticket.id(), &Bytes::new(), &[]);
+                    outgoing.push_message(place.handle, "MT1:cancel", &ticket.id(), &Bytes::new(), &[]);
                     DaemonError::new(Code::DeadlineExceeded, "deadline", "the daemon did not answer in time")
                 }
                 State::Free | State::Done(_) => continue,
@@ -224,7 +245,7 @@ mod tests {
     use super::*;
 
     fn message() -> Message {
-        Message { kind: INFER, header: Bytes::from_static(b"{}"), tensors: vec![] }
+        Message { handle: Handle::NONE, kind: INFER, header: Bytes::from_static(b"{}"), tensors: vec![] }
     }
 
     fn reply() -> Outcome {
@@ -235,7 +256,7 @@ mod tests {
     fn a_late_reply_is_not_taken_for_that_of_a_later_request() {
         let (mut pending, mut outgoing, now) = (Pending::new(1), Outgoing::default(), Instant::now());
         let first = pending.add(message(), now, Some(&mut outgoing)).unwrap();
-        assert!(pending.remove(first));
+        assert!(pending.remove(first).is_some());
         let second = pending.add(message(), now, Some(&mut outgoing)).unwrap();
         pending.complete(&first.id(), reply());
         assert!(pending.poll(second, Waker::noop()).is_none());

@@ -323,7 +323,14 @@ impl Lease {
         let reusable = match outcome {
             Ok(_) => true,
             Err(error) => {
-                let refused = matches!(error.code, Code::InvalidArgument | Code::NotFound | Code::ResourceExhausted);
+                let refused = matches!(
+                    error.code,
+                    Code::InvalidArgument
+                        | Code::NotFound
+                        | Code::ResourceExhausted
+                        | Code::PermissionDenied
+                        | Code::Unauthenticated
+                );
                 refused || matches!(error.reason.as_str(), "model_error" | "output_invalid")
             }
         };

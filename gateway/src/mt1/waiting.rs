@@ -44,10 +44,10 @@ impl Drop for Waiting {
         }
         let mut state = self.shared.lock();
         let (pending, connection) = state.parts();
-        if pending.remove(self.ticket)
+        if let Some(handle) = pending.remove(self.ticket)
             && let Some(outgoing) = connection
         {
-            outgoing.push_message("MT1:cancel", &self.ticket.id(), &Bytes::new(), &[]);
+            outgoing.push_message(handle, "MT1:cancel", &self.ticket.id(), &Bytes::new(), &[]);
             state.wake();
         }
     }

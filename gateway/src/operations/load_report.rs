@@ -107,7 +107,8 @@ pub struct LoadReports {
 impl LoadReports {
     /// Adds a report to the headers of a response.
     pub fn add_to(context: &Context, headers: &mut HeaderMap, format: LoadFormat) {
-        let reports = &context.operations.load_reports;
+        let shared = context.operations.reports(&context.daemon);
+        let reports = &shared.load_reports;
         let load = {
             let known = reports.known();
             if known.load.as_ref().is_none_or(|(at, _)| at.elapsed() >= REFRESH)
@@ -117,6 +118,9 @@ impl LoadReports {
             }
             known.load.as_ref().filter(|(at, _)| at.elapsed() < MAX_AGE).map(|(_, load)| load.clone())
         };
+        if load.is_none() && context.settings.security {
+            return; // whether its client may know the load is not known, or it may not
+        }
         if let Ok(report) = HeaderValue::from_str(&written(load.as_ref(), context.statistics.outstanding(), format)) {
             headers.insert(REPORT, report);
         }
@@ -129,10 +133,11 @@ impl LoadReports {
 
 /// Asks the daemon, and takes the answer for further reports.
 async fn refresh(context: Context) {
-    let answer = context.operations.status.get(&context.daemon).await;
+    let shared = context.operations.reports(&context.daemon);
+    let answer = shared.status.get(&context.daemon).await;
     let status = answer.ok().and_then(|content| serde_json::from_slice::<Status>(&content.body).ok());
     let (now, totals) = (Instant::now(), context.statistics.totals());
-    let reports = &context.operations.load_reports;
+    let reports = &shared.load_reports;
     {
         let mut known = reports.known();
         known.note_totals(now, totals);

@@ -12,9 +12,11 @@ mod content;
 mod load_report;
 mod page;
 mod readiness;
+mod reports;
 mod shared_query;
 mod slot_queries;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -22,11 +24,12 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::context::Context;
 use crate::http::{Request, Response, error_response, json_response, of_response, path_unknown};
-use crate::mt1::{Code, DaemonError};
+use crate::mt1::{Code, Daemon, DaemonError};
 use content::Content;
 pub use load_report::{LoadFormat, LoadReports};
+pub use reports::Reports;
+use reports::ReportsByHandle;
 use shared_query::SharedQuery;
-use slot_queries::SlotQueries;
 
 /// How long the daemon may take for an answer. After that, the gateway answers 503.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -42,14 +45,9 @@ pub struct Operations {
     /// Orchestrators restart what does not answer: the probes have places of their own.
     probe_places: Semaphore,
     report_places: Semaphore,
-    status: SharedQuery,
-    events: SharedQuery,
-    slots: SlotQueries,
-    metrics: SharedQuery,
-    open_metrics: SharedQuery,
+    reports: ReportsByHandle,
     live: SharedQuery,
     ready: SharedQuery,
-    pub load_reports: LoadReports,
 }
 
 impl Operations {
@@ -57,15 +55,15 @@ impl Operations {
         Self {
             probe_places: Semaphore::new(MAX_WAITING),
             report_places: Semaphore::new(MAX_WAITING),
-            status: SharedQuery::new("MT1:status", b"{}"),
-            events: SharedQuery::new("MT1:status", br#"{"events": true}"#),
-            slots: SlotQueries::default(),
-            metrics: SharedQuery::new("MT1:metrics", br#"{"format": "prometheus"}"#),
-            open_metrics: SharedQuery::new("MT1:metrics", br#"{"format": "openmetrics"}"#),
+            reports: ReportsByHandle::default(),
             live: SharedQuery::new("MT1:server_live", b"{}"),
             ready: SharedQuery::new("MT1:server_ready", b"{}"),
-            load_reports: LoadReports::default(),
         }
+    }
+
+    /// Returns the answers that the daemon gives to whom it is asked for.
+    pub fn reports(&self, daemon: &Daemon) -> Arc<Reports> {
+        self.reports.get(daemon.handle())
     }
 }
 
@@ -88,6 +86,7 @@ const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-
 
 async fn answer(context: &Context, request: &Request) -> Result<Response, DaemonError> {
     let (path, operations) = (request.uri().path(), &context.operations);
+    let reports = || operations.reports(&context.daemon);
     if !matches!(path, "/" | "/status.json" | "/metrics" | "/monitoring/prometheus/metrics" | "/healthz" | "/readyz") {
         return Err(path_unknown());
     }
@@ -104,16 +103,17 @@ async fn answer(context: &Context, request: &Request) -> Result<Response, Daemon
     match path {
         "/status.json" => {
             let content = match wanted_status(request.uri().query())? {
-                Wanted::Latest => operations.status.get(&context.daemon).await?,
-                Wanted::Events => operations.events.get(&context.daemon).await?,
-                Wanted::Slot(number) => operations.slots.get(&context.daemon, number).await?,
+                Wanted::Latest => reports().status.get(&context.daemon).await?,
+                Wanted::Events => reports().events.get(&context.daemon).await?,
+                Wanted::Slot(number) => reports().slots.get(&context.daemon, number).await?,
             };
             Ok(respond(&content, headers).await)
         }
         "/healthz" => Ok(readiness::live(context).await),
         "/readyz" => Ok(readiness::ready(context).await),
         _ => {
-            let query = if wants_open_metrics(headers) { &operations.open_metrics } else { &operations.metrics };
+            let reports = reports();
+            let query = if wants_open_metrics(headers) { &reports.open_metrics } else { &reports.metrics };
             let mut response = respond(&*query.get(&context.daemon).await?, headers).await;
             response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept"));
             Ok(response)

@@ -47,9 +47,15 @@ pub async fn ready(context: &Context) -> Response {
     };
     let mut report: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     if report["ready"] == true {
-        return json_response(StatusCode::OK, reply.body.clone());
+        let body = if context.settings.security { r#"{"ready":true}"#.into() } else { reply.body.clone() };
+        return json_response(StatusCode::OK, body);
     }
-    let Ok(status) = context.operations.status.get(&context.daemon).await else { return not_now(report) };
+    if context.settings.security {
+        return not_now(json!({"ready": false})); // anybody may ask this
+    }
+    let Ok(status) = context.operations.reports(&context.daemon).status.get(&context.daemon).await else {
+        return not_now(report);
+    };
     if let Ok(status) = serde_json::from_slice::<Status>(&status.body)
         && report.is_object()
     {

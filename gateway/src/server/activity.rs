@@ -3,11 +3,15 @@
 //! Each connection records what happens to it; once in a while `Registry::sweep` looks at all of them. So no request
 //! needs a timer of its own.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::client::Client;
 use crate::budget::Budget;
 use crate::http::SLOWEST_BYTES_PER_S;
 use crate::settings::Limits;
@@ -17,6 +21,9 @@ const NEVER: u64 = 0;
 
 /// The idle time of a connection while the limit of connections is reached: idle ones make room for others.
 const CROWDED_IDLE: Duration = Duration::from_secs(1);
+
+/// How long a connection may be without a request, or within its handshake, while others wait for its place.
+const CROWDED_FIRST: Duration = Duration::from_secs(1);
 
 /// What happens to one connection. Times are milliseconds since its beginning, plus one.
 pub struct Activity {
@@ -36,8 +43,21 @@ pub struct Activity {
     idle_at: AtomicU64,
     /// HTTP/2 connections have traffic between requests.
     http2: AtomicBool,
+    /// Held until the first request: connections without one are bounded apart from the others.
+    newcomer: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Who is at the other end, where requests need credentials or the connection has TLS.
+    client: Option<Client>,
     verdict: AtomicU32,
     waker: Mutex<Option<Waker>>,
+}
+
+/// What others wait for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Crowd {
+    /// A place among all connections.
+    pub connections: bool,
+    /// A place among the connections without a request.
+    pub newcomers: bool,
 }
 
 /// What a connection's task has to do.
@@ -51,7 +71,7 @@ pub enum Verdict {
 
 impl Activity {
     /// `budget` counts the pieces of responses that are not counted before.
-    pub fn new(budget: Arc<Budget>) -> Self {
+    pub fn new(budget: Arc<Budget>, newcomer: Option<OwnedSemaphorePermit>, client: Option<Client>) -> Self {
         Self {
             budget,
             began: Instant::now(),
@@ -62,6 +82,8 @@ impl Activity {
             blocked_at: AtomicU64::new(NEVER),
             idle_at: AtomicU64::new(NEVER),
             http2: AtomicBool::new(false),
+            newcomer: Mutex::new(newcomer),
+            client,
             verdict: AtomicU32::new(Verdict::Continue as u32),
             waker: Mutex::new(None),
         }
@@ -74,7 +96,9 @@ impl Activity {
     /// A request's head has been read.
     pub fn request_began(&self, http2: bool) {
         self.open.fetch_add(1, Relaxed);
-        self.requests.fetch_add(1, Relaxed);
+        if self.requests.fetch_add(1, Relaxed) == 0 {
+            drop(self.newcomer.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
         self.head_at.store(NEVER, Relaxed);
         self.http2.store(http2, Relaxed);
     }
@@ -98,6 +122,25 @@ impl Activity {
     /// A piece has been written, or was given up.
     pub fn piece_written(&self, number: u32, bytes: usize) {
         self.unwritten().remove(number, bytes);
+    }
+
+    /// Returns who is at the other end, where that matters.
+    pub fn client(&self) -> Option<&Client> {
+        self.client.as_ref()
+    }
+
+    /// Waits until the connection is to end, whatever it is doing.
+    pub async fn until_ending(&self) {
+        poll_fn(|context| match self.verdict(context.waker()) {
+            Verdict::Continue => Poll::Pending,
+            Verdict::Finish | Verdict::Close => Poll::Ready(()),
+        })
+        .await;
+    }
+
+    /// Ends the connection after the requests that have begun.
+    pub fn finish(&self) {
+        self.decide(Verdict::Finish);
     }
 
     /// Returns what counts the memory of responses.
@@ -152,7 +195,7 @@ impl Activity {
     }
 
     /// Whether the connection has used up its time, at `now`.
-    fn is_over(&self, now: u64, limits: &Limits, crowded: bool) -> bool {
+    fn is_over(&self, now: u64, limits: &Limits, crowd: Crowd) -> bool {
         let exceeded = |since: u64, limit: Duration| since != NEVER && now.saturating_sub(since) > millis(limit);
         if exceeded(self.blocked_at.load(Relaxed), limits.body_timeout()) {
             return true;
@@ -165,12 +208,13 @@ impl Activity {
             return false; // reading its body and waiting for the daemon have limits of their own
         }
         if self.requests.load(Relaxed) == 0 {
-            return exceeded(1, limits.header_timeout());
+            let first = limits.header_timeout();
+            return exceeded(1, if crowd.newcomers { first.min(CROWDED_FIRST) } else { first });
         }
         if !self.http2.load(Relaxed) && exceeded(self.head_at.load(Relaxed), limits.header_timeout()) {
             return true;
         }
-        let idle = if crowded { limits.idle_timeout().min(CROWDED_IDLE) } else { limits.idle_timeout() };
+        let idle = if crowd.connections { limits.idle_timeout().min(CROWDED_IDLE) } else { limits.idle_timeout() };
         exceeded(self.idle_at.load(Relaxed), idle)
     }
 }
@@ -226,8 +270,13 @@ pub struct Registry {
 }
 
 impl Registry {
-    pub fn add(&self, budget: Arc<Budget>) -> Arc<Activity> {
-        let activity = Arc::new(Activity::new(budget));
+    pub fn add(
+        &self,
+        budget: Arc<Budget>,
+        newcomer: Option<OwnedSemaphorePermit>,
+        client: Option<Client>,
+    ) -> Arc<Activity> {
+        let activity = Arc::new(Activity::new(budget, newcomer, client));
         self.connections.lock().unwrap_or_else(PoisonError::into_inner).push(activity.clone());
         activity
     }
@@ -243,10 +292,12 @@ impl Registry {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Closes the connections that have used up their time.
-    pub fn sweep(&self, limits: &Limits, crowded: bool) {
+    /// Closes the connections that have used up their time, and those of clients that may do nothing any more.
+    pub fn sweep(&self, limits: &Limits, crowd: Crowd) {
         for activity in self.connections.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            if activity.is_over(activity.now(), limits, crowded) {
+            if activity.is_over(activity.now(), limits, crowd)
+                || activity.client.as_ref().is_some_and(Client::is_refused)
+            {
                 activity.decide(Verdict::Close);
             }
         }
@@ -267,13 +318,14 @@ mod tests {
     use crate::server::watched::OpenRequest;
 
     const SECOND: u64 = 1000;
+    const CROWDED: Crowd = Crowd { connections: true, newcomers: false };
 
     fn activity() -> Arc<Activity> {
-        Arc::new(Activity::new(Budget::new(1 << 20, 0)))
+        Arc::new(Activity::new(Budget::new(1 << 20, 0), None, None))
     }
 
     fn over(activity: &Activity, at: u64) -> bool {
-        activity.is_over(at, &Limits::default(), false)
+        activity.is_over(at, &Limits::default(), Crowd::default())
     }
 
     #[test]
@@ -286,6 +338,20 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_without_a_request_makes_room_for_others() {
+        let permits = Arc::new(tokio::sync::Semaphore::new(1));
+        let permit = permits.clone().try_acquire_owned().unwrap();
+        let activity = Arc::new(Activity::new(Budget::new(1 << 20, 0), Some(permit), None));
+        let crowd = Crowd { connections: false, newcomers: true };
+        assert!(!activity.is_over(SECOND, &Limits::default(), crowd));
+        assert!(activity.is_over(3 * SECOND, &Limits::default(), crowd));
+        assert_eq!(permits.available_permits(), 0);
+        let _request = OpenRequest::begin(activity.clone(), false);
+        assert_eq!(permits.available_permits(), 1, "it is no newcomer any more");
+        assert!(!activity.is_over(3 * SECOND, &Limits::default(), crowd));
+    }
+
+    #[test]
     fn a_request_takes_as_long_as_it_takes_and_the_next_head_has_its_time() {
         let activity = activity();
         let request = OpenRequest::begin(activity.clone(), false);
@@ -293,7 +359,7 @@ mod tests {
         drop(request);
         assert!(!over(&activity, 300 * SECOND));
         assert!(over(&activity, 302 * SECOND));
-        assert!(activity.is_over(2 * SECOND, &Limits::default(), true));
+        assert!(activity.is_over(2 * SECOND, &Limits::default(), CROWDED));
         activity.bytes_read();
         assert!(!over(&activity, 9 * SECOND));
         assert!(over(&activity, 12 * SECOND));
@@ -340,7 +406,7 @@ mod tests {
         drop(OpenRequest::begin(activity.clone(), false));
         let large = activity.piece_handed_over(1000 * SLOWEST_BYTES_PER_S);
         assert!(!over(&activity, 1059 * SECOND));
-        assert!(!activity.is_over(1059 * SECOND, &Limits::default(), true));
+        assert!(!activity.is_over(1059 * SECOND, &Limits::default(), CROWDED));
         assert!(over(&activity, 1062 * SECOND));
         activity.piece_written(large, 1000 * SLOWEST_BYTES_PER_S);
         assert!(over(&activity, 1059 * SECOND), "it is idle then");
@@ -349,7 +415,7 @@ mod tests {
     #[test]
     fn a_verdict_never_becomes_milder() {
         let registry = Registry::default();
-        let activity = registry.add(Budget::new(0, 0));
+        let activity = registry.add(Budget::new(0, 0), None, None);
         assert_eq!(activity.verdict(Waker::noop()), Verdict::Continue);
         activity.decide(Verdict::Close);
         registry.finish();

@@ -1,4 +1,4 @@
-//! One connection of a client: HTTP/1.1 or HTTP/2 without TLS, found out by its first bytes.
+//! One connection of a client: HTTP/1.1 or HTTP/2, found out by its first bytes, which TLS may have decrypted.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -16,10 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::activity::{Activity, Verdict};
 use super::dispatch::Dispatch;
 use super::own_wakes::OwnWakes;
-use super::preface::Peeked;
 use super::refusal::WithRefusals;
 use super::watched::{OpenRequest, Watched, WatchedBody};
 use crate::http::RequestBody;
+use crate::peeked::Peeked;
 use crate::settings::Limits;
 use crate::statistics::Unanswered;
 
@@ -132,11 +132,11 @@ impl Service<::http::Request<Incoming>> for Requests {
         let open = OpenRequest::begin(self.activity.clone(), http2);
         let interface = self.dispatch.interface(&request);
         let unanswered = Unanswered::begin(self.dispatch.statistics().clone(), interface);
-        let dispatch = self.dispatch.clone();
+        let (dispatch, activity) = (self.dispatch.clone(), self.activity.clone());
         Box::pin(async move {
             // Until the request is answered, its bytes are in memory. Then those of the answer are.
             let held = dispatch.hold();
-            let response = dispatch.answer(RequestBody::wrap(request, held.clone()), interface).await;
+            let response = dispatch.answer(RequestBody::wrap(request, held.clone()), interface, &activity).await;
             let uncounted = unanswered.answer(&response);
             Ok(response.map(|body| WatchedBody::new(body.counted(&held), open, uncounted)))
         })

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use ::http::{HeaderMap, Method, StatusCode, header};
 
+use super::activity::Activity;
+use super::open_paths::is_open;
 use crate::budget::{Budget, Held, Window};
 use crate::context::Context;
 use crate::grpc::Services;
 use crate::http::{Request, Response, error_response, path_unknown};
-use crate::mt1::DaemonError;
+use crate::mt1::{Code, DaemonError};
 use crate::operations::{self, LoadFormat, LoadReports};
 use crate::statistics::{Interface, Statistics};
 use crate::trace::Trace;
@@ -19,11 +21,11 @@ use crate::{open_inference, tensorflow_serving};
 pub struct Dispatch {
     context: Context,
     http: bool,
-    grpc: Option<Services>,
+    grpc: bool,
 }
 
 impl Dispatch {
-    pub fn new(context: Context, http: bool, grpc: Option<Services>) -> Self {
+    pub fn new(context: Context, http: bool, grpc: bool) -> Self {
         Self { context, http, grpc }
     }
 
@@ -49,7 +51,7 @@ impl Dispatch {
     /// Returns the interface that a request uses.
     pub fn interface<B>(&self, request: &::http::Request<B>) -> Interface {
         let path = request.uri().path();
-        if self.grpc.is_some() && is_grpc(request.headers()) {
+        if self.grpc && is_grpc(request.headers()) {
             return match path {
                 _ if path.starts_with("/inference.") => Interface::OpenInferenceGrpc,
                 _ if path.starts_with("/tensorflow.serving.") => Interface::TensorflowServingGrpc,
@@ -64,35 +66,78 @@ impl Dispatch {
     }
 
     /// Answers one request, as a part of the trace that its client names. Its interface is that of `interface`.
-    pub async fn answer(&self, request: Request, interface: Interface) -> Response {
+    pub async fn answer(&self, request: Request, interface: Interface, activity: &Activity) -> Response {
+        if self.context.settings.security {
+            return Box::pin(self.answer_known(request, interface, activity)).await;
+        }
         match Trace::of(request.headers()) {
-            None => self.handle(request, interface).await,
+            None => self.handle(&self.context, request, interface).await,
             // Few requests are traced. Their future is on the heap, so that the others' stays small.
-            Some(trace) => Box::pin(trace.scope(self.handle(request, interface))).await,
+            Some(trace) => Box::pin(trace.scope(self.handle(&self.context, request, interface))).await,
         }
     }
 
-    async fn handle(&self, request: Request, interface: Interface) -> Response {
+    /// Answers a request for whoever sends it. The daemon decides what that may be; here is found out who it is.
+    async fn answer_known(&self, mut request: Request, interface: Interface, activity: &Activity) -> Response {
+        let context = if is_open(interface, request.method(), request.uri().path()) {
+            self.context.clone()
+        } else {
+            match self.authenticate(&request, interface, activity).await {
+                Ok(context) => context,
+                Err(error) => {
+                    if error.code == Code::Unauthenticated {
+                        request.body_mut().keep_little();
+                        if activity.client().is_some_and(super::client::Client::is_refused) {
+                            activity.finish();
+                        }
+                    }
+                    return refuse(interface, &error);
+                }
+            }
+        };
+        match Trace::of(request.headers()) {
+            None => self.handle(&context, request, interface).await,
+            Some(trace) => trace.scope(self.handle(&context, request, interface)).await,
+        }
+    }
+
+    /// Returns the context of the principal that sends a request.
+    async fn authenticate(
+        &self,
+        request: &Request,
+        interface: Interface,
+        activity: &Activity,
+    ) -> Result<Context, DaemonError> {
+        if interface != Interface::OperationsHttp {
+            // It may have to wait.
+            request.body().held().add(head_bytes(request))?;
+        }
+        let client = activity.client().ok_or_else(|| DaemonError::unauthenticated("nobody is known to ask"))?;
+        let credential = client.credential(request.headers())?;
+        let identity = self.context.daemon.authenticate(credential, &client.from).await?;
+        client.has_shown(&identity);
+        Ok(Context { daemon: self.context.daemon.for_identity(identity), ..self.context.clone() })
+    }
+
+    async fn handle(&self, context: &Context, request: Request, interface: Interface) -> Response {
         if interface == Interface::OperationsHttp && self.http {
             // These need no memory to speak of, and must be answered also while inference has used up all of it.
-            return Box::pin(operations::handle(&self.context, request)).await;
+            return Box::pin(operations::handle(context, request)).await;
         }
         if let Err(error) = request.body().held().add(REQUEST_BYTES + head_bytes(&request)) {
             return refuse(interface, &error);
         }
         let load_format = if request.method() == Method::POST { LoadFormat::wanted(request.headers()) } else { None };
-        let mut response = match (interface, &self.grpc) {
-            (Interface::OpenInferenceHttp, _) => open_inference::http::handle(self.context.clone(), request).await,
-            (Interface::TensorflowServingRest, _) => {
-                tensorflow_serving::rest::handle(self.context.clone(), request).await
-            }
-            (Interface::OperationsHttp, _) | (_, None) => error_response(&path_unknown(), StatusCode::NOT_FOUND),
-            (_, Some(services)) => services.call(request).await,
+        let mut response = match (interface, self.grpc) {
+            (Interface::OpenInferenceHttp, _) => open_inference::http::handle(context.clone(), request).await,
+            (Interface::TensorflowServingRest, _) => tensorflow_serving::rest::handle(context.clone(), request).await,
+            (Interface::OperationsHttp, _) | (_, false) => error_response(&path_unknown(), StatusCode::NOT_FOUND),
+            (_, true) => Services::call(context.clone(), request).await,
         };
         if let Some(format) = load_format
             && !interface.is_grpc()
         {
-            LoadReports::add_to(&self.context, response.headers_mut(), format);
+            LoadReports::add_to(context, response.headers_mut(), format);
         }
         response
     }

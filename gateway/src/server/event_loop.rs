@@ -6,20 +6,22 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{interval, sleep};
 
-use super::activity::Registry;
+use super::activity::{Activity, Crowd, Registry};
+use super::client::Client;
 use super::connection::{self, Builders};
 use super::dispatch::Dispatch;
 use super::listener::{Descriptor, Listener, Stream};
 use crate::budget::Budget;
 use crate::context::Context;
+use crate::log;
 use crate::mt1::Daemon;
 use crate::operations::Operations;
 use crate::settings::Settings;
 use crate::statistics::Statistics;
-use crate::{grpc, log};
+use crate::tls::{Tls, certificate_name};
 
 /// How often connections are looked through.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -37,6 +39,10 @@ pub struct Process {
     pub budget: Arc<Budget>,
     pub operations: Arc<Operations>,
     pub descriptors: Vec<Descriptor>,
+    /// What tcp listeners speak; None without TLS.
+    pub tls: Option<Arc<Tls>>,
+    /// Places for connections that have had no request yet.
+    pub newcomers: Arc<Semaphore>,
     /// True from SIGTERM on.
     pub draining: watch::Receiver<bool>,
 }
@@ -59,8 +65,7 @@ impl EventLoop {
         let context = Context { daemon, settings, statistics, budget, endpoints, operations, draining };
         let mut listeners = Vec::new();
         for (settings, descriptor) in process.settings.listeners.iter().zip(&process.descriptors) {
-            let services = settings.grpc.then(|| grpc::Services::new(context.clone()));
-            let dispatch = Dispatch::new(context.clone(), settings.http, services);
+            let dispatch = Dispatch::new(context.clone(), settings.http, settings.grpc);
             listeners.push((descriptor.listener()?, Arc::new(dispatch)));
         }
         Ok(Self { process, registry: Arc::default(), context, listeners })
@@ -81,8 +86,7 @@ impl EventLoop {
                     dispatch,
                     builders: builders.clone(),
                     registry: self.registry.clone(),
-                    statistics: self.process.statistics.clone(),
-                    max_connections: limits.max_connections,
+                    process: self.process.clone(),
                 };
                 tokio::spawn(acceptor.run())
             })
@@ -92,7 +96,9 @@ impl EventLoop {
             tokio::select! {
                 _ = sweeps.tick() => {
                     let connections = self.process.statistics.connections.load(Relaxed) as usize;
-                    self.registry.sweep(limits, connections >= limits.max_connections);
+                    let newcomers = self.process.newcomers.available_permits() == 0;
+                    let full = connections >= limits.max_connections;
+                    self.registry.sweep(limits, Crowd { connections: full, newcomers: newcomers || full });
                 }
                 // The sender exists as long as the process.
                 _ = draining.wait_for(|&draining| draining) => break,
@@ -117,8 +123,7 @@ struct Acceptor {
     dispatch: Arc<Dispatch>,
     builders: Arc<Builders>,
     registry: Arc<Registry>,
-    statistics: Arc<Statistics>,
-    max_connections: usize,
+    process: Arc<Process>,
 }
 
 impl Acceptor {
@@ -126,13 +131,16 @@ impl Acceptor {
         let mut failing = false;
         loop {
             // Clients beyond the limit wait in the listener's queue.
-            while self.statistics.connections.load(Relaxed) as usize >= self.max_connections {
+            let Process { statistics, settings, newcomers, .. } = &*self.process;
+            while statistics.connections.load(Relaxed) as usize >= settings.limits.max_connections {
                 sleep(CROWDED).await;
             }
+            // Never closed.
+            let Ok(newcomer) = newcomers.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok(stream) => {
                     failing = false;
-                    self.begin(stream);
+                    self.begin(stream, newcomer);
                 }
                 Err(error) => {
                     if !failing {
@@ -145,14 +153,36 @@ impl Acceptor {
         }
     }
 
-    fn begin(&self, stream: Stream) {
+    fn begin(&self, stream: Stream, newcomer: OwnedSemaphorePermit) {
         let (builders, dispatch) = (self.builders.clone(), self.dispatch.clone());
-        let open = OpenConnection::begin(self.registry.clone(), self.statistics.clone(), self.dispatch.budget());
+        let tls = self.process.tls.clone();
+        let client = (tls.is_some() || self.process.settings.security).then(|| {
+            Client::new(match &stream {
+                Stream::Tcp(_, from) => from.to_string(),
+                Stream::Unix(_) => "unix".to_owned(),
+            })
+        });
+        let statistics = self.process.statistics.clone();
+        let activity = self.registry.add(self.dispatch.budget(), Some(newcomer), client);
+        let open = OpenConnection::begin(activity, self.registry.clone(), statistics);
         tokio::spawn(async move {
             let activity = open.activity.clone();
-            match stream {
-                Stream::Tcp(stream) => connection::serve(stream, builders, dispatch, activity).await,
-                Stream::Unix(stream) => connection::serve(stream, builders, dispatch, activity).await,
+            match (stream, tls) {
+                (Stream::Tcp(stream, _), None) => connection::serve(stream, builders, dispatch, activity).await,
+                (Stream::Tcp(stream, from), Some(tls)) => {
+                    // On the heap: connections without TLS need less memory.
+                    Box::pin(async move {
+                        let until = async { activity.until_ending().await };
+                        let Some(stream) = tls.accept(stream, &from.to_string(), until).await else { return };
+                        if let (Some(client), Some(name)) = (activity.client(), certificate_name(&stream)) {
+                            client.set_certificate_name(name);
+                        }
+                        connection::serve(stream, builders, dispatch, activity).await;
+                    })
+                    .await;
+                }
+                // The mode of a Unix socket's file says who can connect: nobody listens in between.
+                (Stream::Unix(stream), _) => connection::serve(stream, builders, dispatch, activity).await,
             }
             drop(open);
         });
@@ -161,15 +191,15 @@ impl Acceptor {
 
 /// Counts a connection until it is dropped, also by a panic.
 struct OpenConnection {
-    activity: Arc<super::activity::Activity>,
+    activity: Arc<Activity>,
     registry: Arc<Registry>,
     statistics: Arc<Statistics>,
 }
 
 impl OpenConnection {
-    fn begin(registry: Arc<Registry>, statistics: Arc<Statistics>, budget: Arc<Budget>) -> Self {
+    fn begin(activity: Arc<Activity>, registry: Arc<Registry>, statistics: Arc<Statistics>) -> Self {
         statistics.connections.fetch_add(1, Relaxed);
-        Self { activity: registry.add(budget), registry, statistics }
+        Self { activity, registry, statistics }
     }
 }
 

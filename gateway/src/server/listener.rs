@@ -1,6 +1,7 @@
 //! Listening sockets that the daemon has bound.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -100,7 +101,7 @@ pub enum Listener {
 
 /// A connection that was accepted.
 pub enum Stream {
-    Tcp(TcpStream),
+    Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),
 }
 
@@ -109,10 +110,10 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, from) = listener.accept().await?;
                 // Fails only if the client has gone already.
                 let _ = stream.set_nodelay(true);
-                Ok(Stream::Tcp(stream))
+                Ok(Stream::Tcp(stream, from))
             }
             Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
@@ -133,7 +134,7 @@ mod tests {
             ListenerSettings { fd: bound.into_raw_fd(), address: address.to_string(), http: true, grpc: true };
         let listener = Descriptor::from_settings(&settings).unwrap().listener().unwrap();
         let _client = std::net::TcpStream::connect(address).unwrap();
-        let Stream::Tcp(stream) = listener.accept().await.unwrap() else { panic!("not a tcp socket") };
+        let Stream::Tcp(stream, _) = listener.accept().await.unwrap() else { panic!("not a tcp socket") };
         let fd = OwnedFd::from(stream.into_std().unwrap());
         assert_eq!(socket_option(&fd, libc::SO_KEEPALIVE).unwrap(), 1, "accepted sockets inherit it");
     }

@@ -1,12 +1,15 @@
 //! The process: event loops, signals, what it reports; listening sockets, connections, which handler gets what.
 
 mod activity;
+mod client;
 mod connection;
 mod dispatch;
 mod event_loop;
 mod listener;
+#[cfg(test)]
+mod locked_tests;
+mod open_paths;
 mod own_wakes;
-mod preface;
 mod refusal;
 #[cfg(test)]
 mod tests;
@@ -22,13 +25,14 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::budget::Budget;
 use crate::log;
 use crate::operations::Operations;
 use crate::settings::Settings;
 use crate::statistics::Statistics;
+use crate::tls::Tls;
 use event_loop::{EventLoop, Process};
 use listener::Descriptor;
 
@@ -69,6 +73,8 @@ fn serve(settings: Settings) -> io::Result<()> {
         budget,
         operations: Arc::new(Operations::new()),
         descriptors,
+        tls: Tls::start(&settings).map_err(io::Error::other)?,
+        newcomers: Arc::new(Semaphore::new(newcomers(settings.limits.max_connections))),
         draining,
     });
     let starting = Arc::new(AtomicUsize::new(settings.threads.max(1)));
@@ -113,6 +119,12 @@ fn serve(settings: Settings) -> io::Result<()> {
     // Fails when all threads have ended, since none sends anything.
     let _: Result<(), _> = all_ended.recv();
     Ok(())
+}
+
+/// Returns how many connections may have had no request yet: half of all, so that silent ones cannot take the memory of
+/// all of them.
+fn newcomers(max_connections: usize) -> usize {
+    (max_connections / 2).max(max_connections.min(64))
 }
 
 /// Runs an event loop in the current thread until it has drained.

@@ -11,12 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::activity::Registry;
+use super::activity::{Crowd, Registry};
 use super::connection;
 use super::dispatch::Dispatch;
 use crate::budget::Budget;
 use crate::context::Context;
-use crate::grpc::Services;
 use crate::mt1::Daemon;
 use crate::open_inference::Endpoints;
 use crate::operations::Operations;
@@ -55,15 +54,14 @@ impl Server {
             operations: Arc::new(Operations::new()),
             draining,
         };
-        let services = Services::new(context.clone());
-        let dispatch = Arc::new(Dispatch::new(context, true, Some(services)));
+        let dispatch = Arc::new(Dispatch::new(context, true, true));
         Self { dispatch, settings, budget, endpoints, registry: Registry::default(), _drain: drain }
     }
 
     fn connect(&self) -> DuplexStream {
         let (client, server) = duplex(64 << 10);
         let builders = Arc::new(connection::Builders::new(&self.settings.limits));
-        let activity = self.registry.add(self.budget.clone());
+        let activity = self.registry.add(self.budget.clone(), None, None);
         tokio::spawn(connection::serve(server, builders, self.dispatch.clone(), activity));
         client
     }
@@ -250,7 +248,7 @@ async fn a_response_that_its_stream_does_not_take_ends_the_connection() {
         let first = client.send_request(request, true).unwrap().0.await.unwrap();
         while let Ok(ready) = client.clone().ready().await {
             client = ready;
-            server.registry.sweep(limits, false);
+            server.registry.sweep(limits, Crowd::default());
             let request = Request::head("http://m/v2/nosuch").body(()).unwrap();
             let Ok((response, _)) = client.send_request(request, true) else { break };
             drop(response.await);

@@ -34,7 +34,7 @@ impl Peer {
 
     async fn answer(&mut self, id: &[u8], header: &'static str) {
         let mut outgoing = Outgoing::default();
-        outgoing.push_message("MT1:ok", id, &Bytes::from_static(header.as_bytes()), &[]);
+        outgoing.push_message(Handle::NONE, "MT1:ok", id, &Bytes::from_static(header.as_bytes()), &[]);
         let mut slices = Outgoing::no_slices();
         let count = outgoing.slices(&mut slices);
         for slice in &slices[..count] {

@@ -1,4 +1,4 @@
-//! Finds out by a connection's first bytes whether its client speaks HTTP/2, before anything is reserved for it.
+//! Finds out by a connection's first bytes what its client speaks, before anything is reserved for it.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -31,17 +31,30 @@ impl<S: AsyncRead + Unpin> Peeked<S> {
             if self.first != expected {
                 return Poll::Ready(Ok(false));
             }
-            let mut space = [0; PREFACE.len()];
-            let mut buffer = ReadBuf::new(&mut space[expected.len()..]);
-            if buffer.capacity() == 0 {
+            if expected.len() == PREFACE.len() {
                 return Poll::Ready(Ok(true));
             }
-            ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
-            if buffer.filled().is_empty() {
+            if ready!(self.poll_more(context))? == 0 {
                 return Poll::Ready(Ok(false)); // the next read returns the end again
             }
-            self.first.extend_from_slice(buffer.filled());
         }
+    }
+
+    /// Returns the first byte of the connection; None if it ends before.
+    pub fn poll_first(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+        if self.first.is_empty() {
+            ready!(self.poll_more(context))?;
+        }
+        Poll::Ready(Ok(self.first.first().copied()))
+    }
+
+    /// Reads more of the first bytes, as many as a preface has at most. Returns how many; 0 at the end.
+    fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut space = [0; PREFACE.len()];
+        let mut buffer = ReadBuf::new(&mut space[self.first.len()..]);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+        self.first.extend_from_slice(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
     }
 }
 
@@ -116,6 +129,20 @@ mod tests {
                 server.read_to_end(&mut read).await.unwrap();
                 assert_eq!(read, sent);
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_byte_is_not_lost() {
+        for (sent, expected) in [(&b"\x16\x03\x01"[..], Some(22)), (b"", None)] {
+            let (mut client, server) = duplex(30);
+            client.write_all(sent).await.unwrap();
+            drop(client);
+            let mut server = Peeked::new(server);
+            assert_eq!(poll_fn(|context| server.poll_first(context)).await.unwrap(), expected);
+            let mut read = Vec::new();
+            server.read_to_end(&mut read).await.unwrap();
+            assert_eq!(read, sent);
         }
     }
 

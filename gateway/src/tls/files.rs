@@ -1,0 +1,114 @@
+//! Certificates and keys: read at the start, and again whenever the files change.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+
+use crate::settings::TlsSettings;
+
+/// Files of certificates are a few kilobytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The protocols within TLS, the preferred one first.
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// What tells that a file has changed.
+pub type Stamp = Vec<Option<(u64, u64, u64, i64, i64, i64, i64)>>;
+
+/// Returns what differs when one of the files has been written or replaced.
+pub fn stamp(settings: &TlsSettings) -> Stamp {
+    let seen = |path: &PathBuf| {
+        let metadata = fs::metadata(path).ok()?;
+        let (written, changed) = ((metadata.mtime(), metadata.mtime_nsec()), (metadata.ctime(), metadata.ctime_nsec()));
+        Some((metadata.dev(), metadata.ino(), metadata.size(), written.0, written.1, changed.0, changed.1))
+    };
+    [&settings.certificate, &settings.private_key].into_iter().chain(&settings.client_ca).map(seen).collect()
+}
+
+/// Reads the files. `tokens` is whether clients may do without a certificate, since they can show a token.
+///
+/// The error is a sentence without anything that the files hold.
+pub fn load(settings: &TlsSettings, tokens: bool) -> Result<ServerConfig, String> {
+    let provider = Arc::new(default_provider());
+    let chain = certificates(&settings.certificate)?;
+    let key = private_key(&settings.private_key)?;
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("TLS cannot be set up: {error}"))?;
+    let builder = match &settings.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => builder.with_client_cert_verifier(client_verifier(path, tokens, provider)?),
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| {
+        let (certificate, key) = (settings.certificate.display(), settings.private_key.display());
+        format!("{certificate} and {key} cannot be used together: {error}")
+    })?;
+    config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+fn client_verifier(
+    path: &Path,
+    tokens: bool,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let builder = if tokens { builder.allow_unauthenticated() } else { builder };
+    builder.build().map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text = read(path, false)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(format!("{} has no certificate in PEM", path.display())),
+        Err(_) => Err(format!("{} is not valid PEM", path.display())),
+    }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let text = read(path, true)?;
+    PrivateKeyDer::from_pem_slice(&text)
+        .map_err(|_| format!("{} has no private key in PEM, or one with a password", path.display()))
+}
+
+fn read(path: &Path, secret: bool) -> Result<Vec<u8>, String> {
+    let wrong = |error: std::io::Error| format!("{}: {error}", path.display());
+    let file = File::open(path).map_err(wrong)?;
+    let metadata = file.metadata().map_err(wrong)?;
+    if !metadata.is_file() {
+        return Err(format!("{} is not a regular file", path.display()));
+    }
+    // SAFETY: only reads the user of this process.
+    let user = unsafe { libc::geteuid() };
+    if secret && ![0, user].contains(&metadata.uid()) {
+        return Err(format!("{} belongs to user {}, who can read it", path.display(), metadata.uid()));
+    }
+    if secret && metadata.mode() & 0o077 != 0 {
+        let mode = metadata.mode() & 0o777;
+        return Err(format!(
+            "{} has mode {mode:04o}: others than its owner must not have access (chmod 600)",
+            path.display()
+        ));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(wrong)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(format!("{} has more than {MAX_FILE_BYTES} bytes", path.display()));
+    }
+    Ok(text)
+}

@@ -1,0 +1,195 @@
+//! TLS: handshakes, which are bounded in time, and certificates, which are read again when their files change.
+
+mod files;
+mod subject;
+#[cfg(test)]
+pub mod test_certificates;
+#[cfg(test)]
+mod tests;
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustls::ServerConfig;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+pub use tokio_rustls::server::TlsStream;
+
+use crate::log;
+use crate::peeked::Peeked;
+use crate::settings::{Settings, TlsSettings};
+
+/// How long a handshake may take, from the first byte of a connection.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// How often files are looked at. They are read when they have not changed since the look before.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Handshakes that fail are logged at most so often.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// The first byte of a connection with TLS: its first record is one of a handshake.
+const HANDSHAKE_RECORD: u8 = 22;
+
+/// What a client gets that does not speak TLS, if it speaks HTTP/1.1.
+const NO_TLS: &str = "this address speaks TLS: use https://";
+
+/// TLS for all tcp listeners.
+pub struct Tls {
+    config: RwLock<Arc<ServerConfig>>,
+    /// How long a handshake may take.
+    limit: Duration,
+    failures: Mutex<Failures>,
+}
+
+/// Handshakes that have failed since the last line in the log.
+#[derive(Default)]
+struct Failures {
+    reported_at: Option<Instant>,
+    count: u64,
+}
+
+impl Tls {
+    /// Reads the files of the settings, and watches them in a thread; None without TLS.
+    ///
+    /// The error is a sentence: the files cannot be used.
+    pub fn start(settings: &Settings) -> Result<Option<Arc<Self>>, String> {
+        let Some(files) = settings.tls.clone() else { return Ok(None) };
+        let tokens = settings.security;
+        // Before they are read: a change in between is found later.
+        let stamp = files::stamp(&files);
+        let tls = Arc::new(Self::new(files::load(&files, tokens)?));
+        let watched = tls.clone();
+        let thread = thread::Builder::new().name("certificates".to_owned());
+        thread.spawn(move || watched.watch(&files, tokens, stamp)).map_err(|error| error.to_string())?;
+        Ok(Some(tls))
+    }
+
+    fn new(config: ServerConfig) -> Self {
+        Self { config: RwLock::new(Arc::new(config)), limit: HANDSHAKE, failures: Mutex::default() }
+    }
+
+    fn config(&self) -> Arc<ServerConfig> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the files again whenever they have changed. Never returns.
+    fn watch(&self, files: &TlsSettings, tokens: bool, first: files::Stamp) {
+        let mut watch = Watch { used: first.clone(), seen: first };
+        loop {
+            thread::sleep(LOOK);
+            self.look(files, tokens, &mut watch);
+        }
+    }
+
+    /// Looks at the files once. Returns whether they were read.
+    fn look(&self, files: &TlsSettings, tokens: bool, watch: &mut Watch) -> bool {
+        let now = files::stamp(files);
+        let settled = now == watch.seen;
+        watch.seen = now;
+        if !settled || watch.seen == watch.used {
+            return false;
+        }
+        watch.used.clone_from(&watch.seen);
+        match files::load(files, tokens) {
+            Ok(config) => {
+                *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                log::info("the certificate was read again: its files have changed", json!({}));
+            }
+            Err(cause) => log::error(
+                "the files of the certificate have changed, but cannot be used: the former ones stay in use",
+                json!({"cause": cause}),
+            ),
+        }
+        true
+    }
+
+    /// Shakes hands with a client. Returns None if that fails, takes too long, or `until` ends before.
+    ///
+    /// `from` is the client's address.
+    pub async fn accept<S>(
+        &self,
+        stream: S,
+        from: &str,
+        until: impl Future<Output = ()>,
+    ) -> Option<TlsStream<Peeked<S>>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let outcome = tokio::select! {
+            outcome = timeout(self.limit, self.shake_hands(stream)) => outcome,
+            () = until => return None,
+        };
+        match outcome {
+            Ok(Ok(stream)) => return Some(stream),
+            // A client that connects and goes, such as a load balancer's check.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Ok(Err(error)) => self.report(&error.to_string(), from),
+            Err(_) => self.report(&format!("it took more than {} s", self.limit.as_secs_f64()), from),
+        }
+        None
+    }
+
+    async fn shake_hands<S>(&self, stream: S) -> io::Result<TlsStream<Peeked<S>>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut stream = Peeked::new(stream);
+        match poll_fn(|context| stream.poll_first(context)).await? {
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(HANDSHAKE_RECORD) => {}
+            Some(first) => {
+                if first.is_ascii_uppercase() {
+                    stream.write_all(&refusal()).await?;
+                    stream.shutdown().await?;
+                    // What is left unread would reset the connection, and the client would not see the answer.
+                    while stream.read(&mut [0; 4096]).await? > 0 {}
+                }
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the client does not speak TLS"));
+            }
+        }
+        TlsAcceptor::from(self.config()).accept(stream).await
+    }
+
+    fn report(&self, cause: &str, from: &str) {
+        let count = {
+            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            failures.count += 1;
+            if failures.reported_at.is_some_and(|at| at.elapsed() < REPORT) {
+                return;
+            }
+            failures.reported_at = Some(Instant::now());
+            std::mem::take(&mut failures.count)
+        };
+        log::warning("TLS handshakes have failed", json!({"count": count, "cause": cause, "from": from}));
+    }
+}
+
+/// What is known of the files.
+struct Watch {
+    /// When they were read the last time.
+    used: files::Stamp,
+    /// When they were looked at the last time.
+    seen: files::Stamp,
+}
+
+/// Returns the name in the certificate that a client has shown, if it has shown one.
+pub fn certificate_name<S>(stream: &TlsStream<S>) -> Option<String> {
+    subject::common_name(stream.get_ref().1.peer_certificates()?.first()?)
+}
+
+/// The answer to a request without TLS.
+fn refusal() -> Vec<u8> {
+    let body = crate::http::error_body(NO_TLS);
+    let head = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nmultitower-code: INVALID_ARGUMENT\r\n\
+         multitower-reason: malformed\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    [head.into_bytes(), body].concat()
+}

@@ -1,0 +1,205 @@
+use std::future::pending;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{DuplexStream, duplex};
+use tokio_rustls::{TlsConnector, client};
+
+use super::test_certificates::Certificates;
+use super::*;
+
+fn tls(certificates: &Certificates, client_ca: bool, tokens: bool) -> Tls {
+    Tls::new(files::load(&certificates.settings(client_ca), tokens).unwrap())
+}
+
+/// A client that trusts the authority, and shows this certificate.
+fn client(certificates: &Certificates, shown: Option<&str>, protocols: &[&[u8]]) -> TlsConnector {
+    let read = |name: &str| CertificateDer::from_pem_file(certificates.path(name)).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(read("ca.pem")).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    let mut config = match shown {
+        None => builder.with_no_client_auth(),
+        Some(name) => {
+            let key = PrivateKeyDer::from_pem_file(certificates.path(&format!("{name}.key"))).unwrap();
+            builder.with_client_auth_cert(vec![read(&format!("{name}.pem"))], key).unwrap()
+        }
+    };
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
+}
+
+type Sides = (io::Result<client::TlsStream<DuplexStream>>, Option<TlsStream<Peeked<DuplexStream>>>);
+
+/// Has a client connect. Returns both ends.
+async fn connect(tls: &Tls, client: &TlsConnector) -> Sides {
+    let (near, far) = duplex(64 << 10);
+    let name = ServerName::try_from("localhost").unwrap();
+    tokio::join!(client.connect(name, near), tls.accept(far, "test", pending()))
+}
+
+/// The certificate that the server shows now.
+async fn shown(tls: &Tls, certificates: &Certificates) -> Vec<u8> {
+    let (client, server) = connect(tls, &client(certificates, None, &[])).await;
+    assert!(server.is_some());
+    client.unwrap().get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[tokio::test]
+async fn the_protocol_is_agreed_on_and_bytes_come_through() {
+    let certificates = Certificates::new();
+    let tls = tls(&certificates, false, true);
+    for (offered, expected) in
+        [(&[&b"h2"[..], b"http/1.1"][..], Some(&b"h2"[..])), (&[b"http/1.1"], Some(b"http/1.1")), (&[], None)]
+    {
+        let (near, far) = connect(&tls, &client(&certificates, None, offered)).await;
+        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        assert_eq!(far.get_ref().1.alpn_protocol(), expected);
+        near.write_all(b"hello").await.unwrap();
+        near.flush().await.unwrap();
+        let mut read = [0; 5];
+        far.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"hello");
+        assert_eq!(certificate_name(&far), None);
+    }
+}
+
+#[tokio::test]
+async fn certificates_of_clients_are_verified_and_name_them() {
+    let certificates = Certificates::new();
+    certificates.issue("known", "/O=example/CN=checkout-service");
+    let others = Certificates::new();
+    others.issue("unknown", "/CN=checkout-service");
+    for name in ["unknown.pem", "unknown.key"] {
+        std::fs::copy(others.path(name), certificates.path(name)).unwrap();
+    }
+    // Where there are no tokens, each client needs a certificate.
+    for (tokens, shown, expected) in [
+        (true, Some("known"), Some(Some("checkout-service"))),
+        (true, None, Some(None)),
+        (true, Some("unknown"), None),
+        (false, Some("known"), Some(Some("checkout-service"))),
+        (false, None, None),
+        (false, Some("unknown"), None),
+    ] {
+        let tls = tls(&certificates, true, tokens);
+        let (_, server) = connect(&tls, &client(&certificates, shown, &[])).await;
+        let name = server.map(|server| certificate_name(&server));
+        assert_eq!(name.as_ref().map(Option::as_deref), expected, "{tokens} {shown:?}");
+    }
+}
+
+#[tokio::test]
+async fn changed_files_are_used_once_they_are_whole_and_fit() {
+    let certificates = Certificates::new();
+    certificates.issue("next", "/CN=localhost");
+    let settings = certificates.settings(false);
+    let stamp = files::stamp(&settings);
+    let tls = tls(&certificates, false, true);
+    let mut watch = Watch { used: stamp.clone(), seen: stamp };
+    let first = shown(&tls, &certificates).await;
+    assert!(!tls.look(&settings, true, &mut watch), "nothing has changed");
+    // A certificate without its key, half of a certificate, none at all, a key that others can read.
+    let whole = std::fs::read(certificates.path("next.pem")).unwrap();
+    let steps: [&dyn Fn(); 4] = [
+        &|| certificates.replace("server.pem", "next.pem"),
+        &|| std::fs::write(certificates.path("server.pem"), &whole[..whole.len() / 2]).unwrap(),
+        &|| std::fs::remove_file(certificates.path("server.pem")).unwrap(),
+        &|| {
+            certificates.replace("server.pem", "next.pem");
+            certificates.replace("server.key", "next.key");
+            certificates.set_mode("server.key", 0o640);
+        },
+    ];
+    for step in steps {
+        step();
+        assert!(!tls.look(&settings, true, &mut watch), "they may still be written");
+        assert!(tls.look(&settings, true, &mut watch));
+        assert!(!tls.look(&settings, true, &mut watch), "they are as they were");
+        assert_eq!(shown(&tls, &certificates).await, first);
+    }
+    certificates.set_mode("server.key", 0o600);
+    assert!(!tls.look(&settings, true, &mut watch));
+    assert!(tls.look(&settings, true, &mut watch));
+    assert_ne!(shown(&tls, &certificates).await, first);
+}
+
+#[test]
+fn what_cannot_be_used_is_said_without_its_content() {
+    let certificates = Certificates::new();
+    certificates.issue("next", "/CN=localhost");
+    let secret = "b25jZSB1cG9uIGEgdGltZQ";
+    for (file, content, words) in [
+        ("server.pem", Some(secret), "has no certificate in PEM"),
+        ("server.pem", Some("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"), "is not valid PEM"),
+        ("server.key", Some(secret), "has no private key in PEM"),
+        ("server.key", Some(""), "has no private key in PEM"),
+        ("server.key", None, "cannot be used together"),
+        ("ca.pem", Some(secret), "has no certificate in PEM"),
+    ] {
+        let before = std::fs::read(certificates.path(file)).unwrap();
+        match content {
+            Some(content) => std::fs::write(certificates.path(file), content).unwrap(),
+            None => certificates.replace(file, "next.key"),
+        }
+        let error = files::load(&certificates.settings(true), true).unwrap_err();
+        assert!(error.contains(file) && error.contains(words), "{error}");
+        assert!(!error.contains(secret), "{error}");
+        std::fs::write(certificates.path(file), before).unwrap();
+    }
+    certificates.set_mode("server.key", 0o604);
+    let error = files::load(&certificates.settings(false), true).unwrap_err();
+    assert!(error.contains("mode 0604"), "{error}");
+}
+
+/// Sends this, and returns what comes back until the server is done with the connection.
+async fn exchange(tls: &Tls, sent: &[u8]) -> (Vec<u8>, bool) {
+    let (mut near, far) = duplex(64 << 10);
+    let mut received = Vec::new();
+    let asking = async {
+        near.write_all(sent).await.unwrap();
+        near.shutdown().await.unwrap();
+        near.read_to_end(&mut received).await.unwrap();
+    };
+    let ((), accepted) = tokio::join!(asking, tls.accept(far, "test", pending()));
+    (received, accepted.is_some())
+}
+
+#[tokio::test]
+async fn what_is_no_tls_is_refused_and_http_is_answered() {
+    let certificates = Certificates::new();
+    let tls = tls(&certificates, false, true);
+    let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(20_000));
+    for sent in ["GET / HTTP/1.1\r\nHost: m\r\n\r\n", "POST /v2/models/m/infer HTTP/1.1\r\n\r\n", &long] {
+        let (received, accepted) = exchange(&tls, sent.as_bytes()).await;
+        let text = String::from_utf8(received).unwrap();
+        assert!(
+            text.starts_with("HTTP/1.1 400 ") && text.ends_with(r#"{"error":"this address speaks TLS: use https://"}"#)
+        );
+        assert!(!accepted);
+    }
+    for sent in [&b"\0\0\0"[..], b"\x16\x03\x01\x00\x05hello", b"\x16garbage", b"\xff\0\0\0\0\0\0\0\x01\x7f", b""] {
+        let (received, accepted) = exchange(&tls, sent).await;
+        // At most an alert.
+        assert!(received.len() <= 7 && !accepted, "{}", received.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_takes_too_long_or_is_given_up_ends() {
+    let certificates = Certificates::new();
+    let mut tls = tls(&certificates, false, true);
+    tls.limit = Duration::from_millis(50);
+    for sent in [&b""[..], b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.1\r\n"] {
+        let (mut near, far) = duplex(64 << 10);
+        near.write_all(sent).await.unwrap();
+        // `near` stays open: the server ends it.
+        let accepted = timeout(Duration::from_secs(30), tls.accept(far, "test", pending())).await;
+        assert!(accepted.expect("it goes on").is_none());
+    }
+    tls.limit = HANDSHAKE;
+    let (_near, far) = duplex(64);
+    assert!(tls.accept(far, "test", async {}).await.is_none(), "the process drains");
+}
