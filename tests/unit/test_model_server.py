@@ -109,7 +109,7 @@ def test_the_help_lists_every_flag_within_80_columns() -> None:
     ("arguments", "text"),
     [
         ([], "--model_base_path or --model_config_file is needed"),
-        (["--ssl_config_file=ssl.config"], "--ssl_config_file promises TLS, which is not there yet"),
+        (["--ssl_config_file=absent.config"], "absent.config"),
         (["--use_alts_credentials"], "--use_alts_credentials promises ALTS"),
         (["--batching_parameters_file=b"], "--batching_parameters_file needs --enable_batching"),
         (["--port=0"], "nothing to listen on: --port is 0"),

@@ -20,7 +20,7 @@ use super::timeout::rounded_down;
 use super::waiting::Waiting;
 use super::{
     Cache, Code, Credential, DaemonError, Handle, INFER, Identities, Identity, InferReply, InferRequest, InputHeader,
-    Message, ModelMetadata, ModelRef, RawReply, Regions, ReplyHeader, RequestHeader, microseconds,
+    Message, ModelMetadata, ModelRef, Origin, RawReply, Regions, ReplyHeader, RequestHeader, microseconds,
 };
 use crate::settings::Settings;
 use crate::tensor::Tensor;
@@ -123,9 +123,9 @@ impl Daemon {
         &self.inner.identities
     }
 
-    /// Has the daemon verify a credential. `from` is the address of the client that shows it.
-    pub async fn authenticate(&self, credential: Credential, from: &str) -> Result<Arc<Identity>, DaemonError> {
-        self.inner.identities.get(&self.without_identity(), credential, from).await
+    /// Has the daemon verify a credential.
+    pub async fn authenticate(&self, credential: Credential, origin: Origin) -> Result<Arc<Identity>, DaemonError> {
+        self.inner.identities.get(&self.without_identity(), credential, origin).await
     }
 
     /// Returns the handle for which requests are sent now.

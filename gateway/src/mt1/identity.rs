@@ -68,19 +68,29 @@ impl Credential {
         }
     }
 
-    fn header(&self, from: &str) -> serde_json::Value {
-        match self {
-            Self::Token(text) => json!({"token": text, "from": from}),
-            Self::CertificateName(text) => json!({"certificate_name": text, "from": from}),
-        }
+    fn header(&self, origin: &Origin) -> serde_json::Value {
+        let key = match self {
+            Self::Token(_) => "token",
+            Self::CertificateName(_) => "certificate_name",
+        };
+        json!({key: self.parts().1, "from": origin.from, "interface": origin.interface})
     }
+}
+
+/// Where a credential was shown, for the daemon's log.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The client's address.
+    pub from: Box<str>,
+    /// `http` or `grpc`.
+    pub interface: &'static str,
 }
 
 /// A credential that the daemon has verified.
 pub struct Identity {
     credential: Credential,
-    /// Where it was first shown, for the daemon's log.
-    from: Box<str>,
+    /// Where it was shown first.
+    origin: Origin,
     state: Mutex<State>,
     /// Held while the daemon is asked.
     asking: tokio::sync::Mutex<()>,
@@ -128,7 +138,7 @@ impl Identity {
             }
         }
         let asked_at = Instant::now();
-        let answer = daemon.ask_identity(&self.credential, &self.from).await;
+        let answer = daemon.ask_identity(&self.credential, &self.origin).await;
         let mut state = self.state();
         state.refreshing = false;
         match answer {
@@ -187,8 +197,13 @@ impl Identities {
 
     /// Returns the identity of a credential, as the daemon has verified it within the last second.
     ///
-    /// `from` is the client's address. The error is UNAUTHENTICATED if the daemon refuses it.
-    pub async fn get(&self, daemon: &Daemon, credential: Credential, from: &str) -> Result<Arc<Identity>, DaemonError> {
+    /// The error is UNAUTHENTICATED if the daemon refuses it.
+    pub async fn get(
+        &self,
+        daemon: &Daemon,
+        credential: Credential,
+        origin: Origin,
+    ) -> Result<Arc<Identity>, DaemonError> {
         if credential.parts().1.len() > MAX_CREDENTIAL_BYTES {
             return Err(DaemonError::unauthenticated("the credential is not valid"));
         }
@@ -233,11 +248,11 @@ impl Identities {
             return Err(error);
         }
         let asked_at = Instant::now();
-        match daemon.ask_identity(&credential, from).await {
+        match daemon.ask_identity(&credential, &origin).await {
             Ok(handle) => {
                 let state = State { handle, checked_at: asked_at, used_at: asked_at, refreshing: false, refused: None };
                 let (state, asking) = (Mutex::new(state), tokio::sync::Mutex::new(()));
-                let identity = Arc::new(Identity { credential, from: from.into(), state, asking });
+                let identity = Arc::new(Identity { credential, origin, state, asking });
                 let mut known = self.known();
                 if known.len() >= MAX_KNOWN {
                     known.retain(|_, identity| Arc::strong_count(identity) > 1);
@@ -318,9 +333,9 @@ struct Answer {
 
 impl Daemon {
     /// Has the daemon verify a credential.
-    async fn ask_identity(&self, credential: &Credential, from: &str) -> Result<Handle, DaemonError> {
+    async fn ask_identity(&self, credential: &Credential, origin: &Origin) -> Result<Handle, DaemonError> {
         let daemon = self.without_identity();
-        let asked = daemon.call(AUTHENTICATE, credential.header(from));
+        let asked = daemon.call(AUTHENTICATE, credential.header(origin));
         let reply = timeout(ANSWER_LIMIT, asked).await.unwrap_or_else(|_| {
             let message = "the daemon did not verify the credential in time";
             Err(DaemonError::new(Code::Unavailable, "not_connected", message))

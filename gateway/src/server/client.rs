@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ::http::{HeaderMap, HeaderValue, header};
 
-use crate::mt1::{Credential, DaemonError, Identity};
+use crate::mt1::{Credential, DaemonError, Identity, Origin};
 
 /// The client of a connection.
 pub struct Client {
     /// IP address and port, or `unix`.
-    pub from: String,
+    from: String,
     certificate_name: OnceLock<String>,
     shown: Mutex<Shown>,
 }
@@ -35,6 +35,11 @@ impl Client {
     pub fn set_certificate_name(&self, name: String) {
         // There is one handshake.
         let _ = self.certificate_name.set(name);
+    }
+
+    /// Returns where a credential of this connection comes from.
+    pub fn origin(&self, is_grpc: bool) -> Origin {
+        Origin { from: self.from.as_str().into(), interface: if is_grpc { "grpc" } else { "http" } }
     }
 
     /// Returns the credential of a request: its bearer token, otherwise the certificate of the connection.
@@ -99,7 +104,8 @@ mod tests {
 
     #[test]
     fn tokens_are_read_and_anything_else_is_refused_without_being_repeated() {
-        let table: [(&[&[u8]], Result<Option<&str>, ()>); 12] = [
+        type Row<'a> = (&'a [&'a [u8]], Result<Option<&'a str>, ()>);
+        let table: [Row<'_>; 12] = [
             (&[], Ok(None)),
             (&[b"Bearer a.b"], Ok(Some("a.b"))),
             (&[b"bearer a.b"], Ok(Some("a.b"))),

@@ -114,7 +114,7 @@ impl Dispatch {
         }
         let client = activity.client().ok_or_else(|| DaemonError::unauthenticated("nobody is known to ask"))?;
         let credential = client.credential(request.headers())?;
-        let identity = self.context.daemon.authenticate(credential, &client.from).await?;
+        let identity = self.context.daemon.authenticate(credential, client.origin(interface.is_grpc())).await?;
         client.has_shown(&identity);
         Ok(Context { daemon: self.context.daemon.for_identity(identity), ..self.context.clone() })
     }

@@ -68,8 +68,7 @@ SECTIONS: Final[dict[str, tuple[Flag, ...]]] = {
         Flag(
             "ssl_config_file",
             Kind.TEXT,
-            "Refused: there is no TLS. Put a proxy with TLS in front.",
-            Effect.REFUSED,
+            "TLS at both ports, as this SSLConfig says: server_key, server_cert, client_verify with custom_ca.",
         ),
         Flag("use_alts_credentials", Kind.SWITCH, "Refused: there is no ALTS.", Effect.REFUSED),
     ),

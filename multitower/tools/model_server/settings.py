@@ -16,6 +16,7 @@ from multitower.tools.convert.reading import read_message
 from multitower.tools.convert.serving import Conversion, FlagSettings, convert
 from multitower.tools.convert.text_format import Field, Message
 from multitower.tools.model_server.flags import Values
+from multitower.tools.model_server.ssl_config import SslConfig
 
 MAX_PORT: Final = 65535
 MAX_THREADS: Final = 1024
@@ -69,12 +70,14 @@ class ModelServer:
         _check(values)
         if not insecure and not is_loopback(host):
             raise FlagError(
-                f"--host={host} can be reached from other machines, without encryption or authorisation; use "
+                f"--host={host} can be reached from other machines, which may do everything without a credential; use "
                 "127.0.0.1, or give --insecure to allow it"
             )
         file = self._text("model_config_file")
         self.models_file = folder / file if file else None
         self.path = self.models_file or folder / "(flags of model-server)"
+        ssl_config = self._text("ssl_config_file")
+        self._ssl_config = SslConfig(folder / ssl_config) if ssl_config else None
         self.poll_s = self._number("model_config_file_poll_wait_seconds") if file else 0
 
     def _text(self, name: str) -> str:
@@ -165,6 +168,9 @@ class ModelServer:
             yield f"  http: {yaml_text.quoted(http)}"
         if grpc:
             yield f"  grpc: [{', '.join(map(yaml_text.quoted, grpc))}]"
+        if self._ssl_config is not None:
+            yield "  tls:"
+            yield from self._ssl_config.keys()
         yield f"devices: {self._devices}"
         fraction = float(self._values.get("per_process_gpu_memory_fraction") or 0)
         if fraction and self._devices == "all":  # CPUs have no memory of their own
@@ -182,11 +188,6 @@ def _check(values: Values) -> None:
     Raises:
         FlagError: the first mistake.
     """
-    if values.get("ssl_config_file"):
-        raise FlagError(
-            "--ssl_config_file promises TLS, which is not there yet: remove the flag, and put a proxy with TLS in "
-            "front of the server"
-        )
     if values.get("use_alts_credentials"):
         raise FlagError("--use_alts_credentials promises ALTS, which is not there: remove the flag")
     if not values.get("model_config_file") and not values.get("model_base_path"):

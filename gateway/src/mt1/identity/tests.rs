@@ -9,6 +9,10 @@ fn token(text: &str) -> Credential {
     Credential::Token(text.into())
 }
 
+fn origin() -> Origin {
+    Origin { from: "1.2.3.4:5".into(), interface: "http" }
+}
+
 async fn start() -> (StandIn, Daemon) {
     let stand_in = StandIn::start();
     stand_in.accept("a.token", "1111111111111111");
@@ -30,7 +34,7 @@ async fn until(mut is_true: impl FnMut() -> bool) {
 #[tokio::test]
 async fn requests_have_the_handle_of_whom_they_are_sent_for() {
     let (stand_in, daemon) = start().await;
-    let identity = daemon.authenticate(token("a.token"), "1.2.3.4:5").await.unwrap();
+    let identity = daemon.authenticate(token("a.token"), origin()).await.unwrap();
     let theirs = daemon.for_identity(identity);
     theirs.call("MT1:model_ready", json!({})).await.unwrap();
     theirs.infer_raw(Bytes::from_static(b"{}"), Vec::new(), LIMIT).await.unwrap();
@@ -46,14 +50,14 @@ async fn requests_have_the_handle_of_whom_they_are_sent_for() {
         assert_eq!(stand_in.received(kind)[0].handle, handle, "{kind}");
     }
     let asked = &stand_in.received("MT1:authenticate")[0].header;
-    assert_eq!(*asked, json!({"token": "a.token", "from": "1.2.3.4:5"}));
+    assert_eq!(*asked, json!({"token": "a.token", "from": "1.2.3.4:5", "interface": "http"}));
 }
 
 #[tokio::test]
 async fn a_cancelled_request_has_the_handle_too() {
     let (stand_in, daemon) = start().await;
     stand_in.keep_silent("MT1:infer");
-    let theirs = daemon.for_identity(daemon.authenticate(token("a.token"), "unix").await.unwrap());
+    let theirs = daemon.for_identity(daemon.authenticate(token("a.token"), origin()).await.unwrap());
     let request = tokio::spawn(async move { theirs.infer_raw(Bytes::from_static(b"{}"), Vec::new(), LIMIT).await });
     until(|| !stand_in.received("MT1:infer").is_empty()).await;
     request.abort();
@@ -72,16 +76,16 @@ async fn without_locks_nothing_says_for_whom_a_request_is() {
 #[tokio::test]
 async fn a_credential_is_verified_once_for_many_requests() {
     let (stand_in, daemon) = start().await;
-    let all = (0..50).map(|_| daemon.authenticate(token("a.token"), "unix"));
+    let all = (0..50).map(|_| daemon.authenticate(token("a.token"), origin()));
     assert!(futures_util::future::join_all(all).await.iter().all(Result::is_ok));
     let asked = stand_in.received("MT1:authenticate").len();
     assert!(asked <= MAX_ASKING, "{asked}");
     for _ in 0..50 {
-        daemon.authenticate(token("a.token"), "unix").await.unwrap();
+        daemon.authenticate(token("a.token"), origin()).await.unwrap();
     }
     assert!(stand_in.received("MT1:authenticate").len() <= asked + 1);
     let certificate = Credential::CertificateName("a.token".into());
-    daemon.authenticate(certificate, "unix").await.unwrap();
+    daemon.authenticate(certificate, origin()).await.unwrap();
     assert_eq!(stand_in.received("MT1:authenticate").last().unwrap().header["certificate_name"], "a.token");
 }
 
@@ -90,7 +94,7 @@ async fn what_is_refused_is_not_asked_again_for_a_moment_and_never_repeated() {
     let (stand_in, daemon) = start().await;
     let long = "x".repeat(MAX_CREDENTIAL_BYTES + 1);
     for text in ["a.wrong", "a.wrong", "", &long] {
-        let error = daemon.authenticate(token(text), "unix").await.map(drop).unwrap_err();
+        let error = daemon.authenticate(token(text), origin()).await.map(drop).unwrap_err();
         assert_eq!((error.code, &error.reason[..]), (Code::Unauthenticated, "unauthenticated"));
         assert!(!error.message.contains("a.wrong"), "{}", error.message);
     }
@@ -98,7 +102,7 @@ async fn what_is_refused_is_not_asked_again_for_a_moment_and_never_repeated() {
     stand_in.accept("a.wrong", "2222222222222222");
     // A new principal's first try may have come too early.
     let accepted = async {
-        while daemon.authenticate(token("a.wrong"), "unix").await.is_err() {
+        while daemon.authenticate(token("a.wrong"), origin()).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -108,7 +112,7 @@ async fn what_is_refused_is_not_asked_again_for_a_moment_and_never_repeated() {
 #[tokio::test]
 async fn a_handle_that_is_not_known_any_more_is_renewed_once() {
     let (stand_in, daemon) = start().await;
-    let identity = daemon.authenticate(token("a.token"), "unix").await.unwrap();
+    let identity = daemon.authenticate(token("a.token"), origin()).await.unwrap();
     let theirs = daemon.for_identity(identity.clone());
     stand_in.accept("a.token", "2222222222222222");
     theirs.call("MT1:model_ready", json!({})).await.unwrap();
@@ -122,13 +126,13 @@ async fn a_handle_that_is_not_known_any_more_is_renewed_once() {
     assert_eq!(error.reason, "unauthenticated");
     assert_eq!(handles("MT1:statistics"), ["3333333333333333"]);
     assert!(identity.is_refused());
-    assert!(daemon.authenticate(token("a.token"), "unix").await.is_err());
+    assert!(daemon.authenticate(token("a.token"), origin()).await.is_err());
 }
 
 #[tokio::test]
 async fn a_revoked_credential_of_an_open_connection_is_noticed_within_a_second() {
     let (stand_in, daemon) = start().await;
-    let identity = daemon.authenticate(token("a.token"), "unix").await.unwrap();
+    let identity = daemon.authenticate(token("a.token"), origin()).await.unwrap();
     let began = Instant::now();
     stand_in.revoke("a.token");
     until(|| identity.is_refused()).await;
@@ -136,7 +140,7 @@ async fn a_revoked_credential_of_an_open_connection_is_noticed_within_a_second()
     assert!(began.elapsed() < 2 * MAX_AGE, "{:?}", began.elapsed());
     // A credential that no connection uses is not asked about.
     stand_in.accept("b.token", "2222222222222222");
-    drop(daemon.authenticate(token("b.token"), "unix").await.unwrap());
+    drop(daemon.authenticate(token("b.token"), origin()).await.unwrap());
     tokio::time::sleep(2 * REFRESH_AGE).await;
     let asked = stand_in.received("MT1:authenticate");
     assert_eq!(asked.iter().filter(|message| message.header["token"] == "b.token").count(), 1);
@@ -148,7 +152,7 @@ async fn metadata_is_not_shown_to_others_than_those_who_asked_for_it() {
     stand_in.accept("b.token", "2222222222222222");
     stand_in.forbid("2222222222222222", "MT1:model_metadata");
     let model = crate::mt1::ModelRef::latest("m");
-    let of = async |text: &str| daemon.for_identity(daemon.authenticate(token(text), "unix").await.unwrap());
+    let of = async |text: &str| daemon.for_identity(daemon.authenticate(token(text), origin()).await.unwrap());
     let (first, second) = (of("a.token").await, of("b.token").await);
     first.model_metadata(&model).await.unwrap();
     first.model_metadata(&model).await.unwrap();
@@ -162,7 +166,7 @@ async fn an_answer_that_cannot_be_read_is_no_handle() {
     let (stand_in, daemon) = start().await;
     for handle in ["", "12345678901234567"] {
         stand_in.accept(&format!("token {handle}"), handle);
-        let error = daemon.authenticate(token(&format!("token {handle}")), "unix").await.map(drop).unwrap_err();
+        let error = daemon.authenticate(token(&format!("token {handle}")), origin()).await.map(drop).unwrap_err();
         assert_eq!(error.code, Code::Internal);
     }
 }
