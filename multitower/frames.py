@@ -31,6 +31,13 @@ _UNLIMITED: Final = 1 << 30
 _NOT_SUPPORTED: Final = -2  # returned by the C module's `send` for a message that pyzmq has to send
 
 
+def descriptor(socket: zmq.Socket[bytes]) -> int:
+    """The descriptor of libzmq, which reports that something has happened: every call on the socket may clear it."""
+    found = socket.get(zmq.FD)
+    assert isinstance(found, int)  # other options are bytes
+    return found
+
+
 def readable(socket: zmq.Socket[bytes]) -> bool:
     """Whether a message has arrived. Takes half the time of `receive` when there is none."""
     if _native is not None:

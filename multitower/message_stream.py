@@ -2,7 +2,7 @@
 
 libzmq serves its connections with a thread of its own: a message wakes two threads on each side. Here the owner waits
 for the socket directly, and a message wakes one thread. Both ends between the daemon and a worker are such streams, and
-so is the client's end over ipc.
+so are the gateway's and the daemon's own, and the Python client's over ipc.
 """
 
 from __future__ import annotations
@@ -37,21 +37,33 @@ class MessageStream:
         connection: a connected socket; the stream owns it.
         socket_type: what this side is, "DEALER" or "ROUTER".
         allocate: makes writable memory for a large frame.
+        buffer_bytes: what the kernel shall hold on its way; 0 for what it holds by default.
+        limits: of what the peer may send; see `zmtp.Limits`.
 
     Attributes:
         socket: as given.
+        written: how many of the kept buffers the kernel has taken so far, or were given up.
         ended: the peer has closed its end, and everything that it sent has been read.
         drained: the last `read` has taken all that had arrived.
         unsent: the kernel has not taken everything that was sent; call `flush` when the socket is writable.
     """
 
-    def __init__(self, connection: socket.socket, socket_type: str, allocate: Callable[[int], memoryview]) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        socket_type: str,
+        allocate: Callable[[int], memoryview],
+        buffer_bytes: int = BUFFER_BYTES,
+        limits: zmtp.Limits = zmtp.NO_LIMITS,
+    ) -> None:
+        self.written = 0
         self.ended = False
         self.drained = False
         self.unsent = False
         self.socket = connection
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-        self._decoder = zmtp.Decoder(socket_type, allocate)
+        if buffer_bytes:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+        self._decoder = zmtp.Decoder(socket_type, allocate, limits)
         self._queue: deque[Any] = deque()
         self._write([zmtp.GREETING + zmtp.ready(socket_type)])
 
@@ -106,14 +118,20 @@ class MessageStream:
         return self._decoder.next_message()
 
     @property
+    def undecoded(self) -> bool:
+        """Whether there may be another message in what has been read."""
+        return self._decoder.undecoded
+
+    @property
     def pinged(self) -> bool:
         """Whether the peer has asked for signs of life: `answer_pings` is due."""
         return bool(self._decoder.pongs)
 
     def answer_pings(self) -> None:
-        """Sends what the peer has asked for."""
+        """Sends what the peer has asked for; not to a peer that does not read, for which it would pile up."""
         pongs, self._decoder.pongs = self._decoder.pongs, []
-        self._write(pongs)
+        if not self.unsent:
+            self._write([b"".join(pongs)])
 
     def send(self, message: Sequence[Any]) -> None:
         """Sends a message; what the kernel does not take at once is kept, in order."""
@@ -158,12 +176,14 @@ class MessageStream:
                 break
             while queue and sent >= len(queue[0]):
                 sent -= len(queue.popleft())
+                self.written += 1
             if sent:
                 queue[0] = memoryview(queue[0])[sent:]
         self.unsent = bool(queue)
 
     def drop_unsent(self) -> None:
         """Forgets what is kept: the peer has gone."""
+        self.written += len(self._queue)
         self._queue.clear()
         self.unsent = False
 

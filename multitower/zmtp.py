@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from multitower.tensors import BULKY_BYTES
 
@@ -24,6 +24,24 @@ PEERS: Final = {
 """The socket types that a type may be connected with."""
 
 MAX_FRAME_BYTES: Final = 1 << 40
+
+
+class Limits(NamedTuple):
+    """What a peer may send.
+
+    Attributes:
+        frame_bytes: of one frame; the connection of a peer that sends a larger one must be closed.
+        frames: of a message; further ones are read and dropped.
+        message_bytes: of a message, after which its further frames are read and dropped.
+    """
+
+    frame_bytes: int
+    frames: int
+    message_bytes: int
+
+
+NO_LIMITS: Final = Limits(MAX_FRAME_BYTES, 1 << 62, 1 << 62)
+"""For a peer that is trusted."""
 
 _MORE: Final = 1
 _LONG: Final = 2
@@ -133,13 +151,15 @@ class Decoder:
     Args:
         socket_type: the type of this side's socket.
         allocate: makes writable memory for a large frame.
+        limits: of what the peer may send.
 
     Attributes:
         peer_type: the type of the peer's socket; "" until its READY has been read.
         pongs: commands that must be sent to the peer: the answers to its pings. The owner removes them.
     """
 
-    def __init__(self, socket_type: str, allocate: Callable[[int], memoryview]) -> None:
+    def __init__(self, socket_type: str, allocate: Callable[[int], memoryview], limits: Limits = NO_LIMITS) -> None:
+        self._max_frame_bytes, self._max_frames, self._max_message_bytes = limits
         self.peer_type = ""
         self.pongs: list[bytes] = []
         self._socket_type = socket_type
@@ -148,6 +168,11 @@ class Decoder:
         self._data = b""
         self._position = 0
         self._frames: list[Any] = []
+        self._bytes = 0  # of an incomplete message, as far as it has come
+        # A frame that is dropped, of which the beginning has come.
+        self._drops_rest = False
+        self._to_drop = 0
+        self._drop_more = False
         # A large frame of which the beginning has come.
         self._large: memoryview | None = None
         self._large_filled = 0
@@ -155,9 +180,18 @@ class Decoder:
 
     def feed(self, data: bytes) -> None:
         """Takes what has been read."""
+        if self._to_drop:
+            dropped = min(self._to_drop, len(data))
+            self._to_drop -= dropped
+            data = data[dropped:]
         rest = len(self._data) - self._position
         self._data = self._data[self._position :] + data if rest else data
         self._position = 0
+
+    @property
+    def undecoded(self) -> bool:
+        """Whether there may be another message in what has been read."""
+        return self._position < len(self._data)
 
     def rest_of_frame(self) -> memoryview | None:
         """The memory for the rest of a large frame of which the beginning has come; None where there is none."""
@@ -186,6 +220,12 @@ class Decoder:
             self._large = None
             if not self._large_more:
                 return self._take()
+        if self._drops_rest:
+            if self._to_drop:
+                return None
+            self._drops_rest = False
+            if not self._drop_more:
+                return self._take()
         if not self.peer_type and not self.shake_hands():
             return None
         data, position = self._data, self._position
@@ -200,7 +240,7 @@ class Decoder:
             else:
                 length = data[position + 1]
                 start = position + 2
-            if flags & ~_KNOWN_FLAGS or length > MAX_FRAME_BYTES:
+            if flags & ~_KNOWN_FLAGS or length > self._max_frame_bytes:
                 raise ZmtpError(f"a frame of {length} bytes with the flags {flags:#04x}")
             if flags & _COMMAND:
                 # It may stand between two frames of a message: libzmq sends its heartbeats there.
@@ -211,7 +251,14 @@ class Decoder:
                 self._execute(data[start : start + length])
                 position = start + length
                 continue
-            if length >= BULKY_BYTES:
+            if len(self._frames) >= self._max_frames or self._bytes > self._max_message_bytes:
+                there = min(length, end - start)
+                position = start + there
+                if there < length:
+                    self._drops_rest, self._to_drop, self._drop_more = True, length - there, bool(flags & _MORE)
+                    break
+            elif length >= BULKY_BYTES:
+                self._bytes += length
                 there = min(length, end - start)
                 large = self._allocate(length)
                 large[:there] = data[start : start + there]
@@ -224,6 +271,7 @@ class Decoder:
                 break
             else:
                 self._frames.append(data[start : start + length])
+                self._bytes += length
                 position = start + length
             if not flags & _MORE:
                 self._position = position
@@ -233,6 +281,7 @@ class Decoder:
 
     def _take(self) -> list[Any]:
         message, self._frames = self._frames, []
+        self._bytes = 0
         return message
 
     def shake_hands(self) -> bool:

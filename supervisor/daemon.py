@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from multitower import frames
 from multitower.exit_codes import Exit
 
 from .config.config import Config
@@ -348,13 +349,15 @@ class Daemon:
             self._sources.add("accepting connections", connections.descriptor, connections.accept)
         zap = self._endpoints.zap
         if zap is not None:
-            zap.recheck = self._sources.add_socket("authenticating clients", zap.socket, zap.receive)
+            zap.recheck = self._sources.add_source(
+                "authenticating clients", frames.descriptor(zap.socket), zap.look, zap.receive
+            )
         control = self._endpoints.control
-        control.recheck = self._sources.add_socket("reading orders", control.socket, self._on_orders)
+        control.recheck = self._sources.add_source("reading orders", control.descriptor, control.look, self._on_orders)
 
     def _watch_front(self, front: FrontSocket) -> None:
-        front.recheck = self._sources.add_socket(
-            "reading requests", front.socket, functools.partial(self._router.receive, front)
+        front.recheck = self._sources.add_source(
+            "reading requests", front.descriptor, front.look, functools.partial(self._router.receive, front)
         )
 
     def _on_bound(self, front: FrontSocket) -> None:

@@ -16,8 +16,6 @@ from math import inf
 from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
-import zmq
-
 from .reactor import Reactor
 
 RETRY_S: Final = 1.0
@@ -174,17 +172,19 @@ class EventSources:
         source.unwatch = functools.partial(self._reactor.remove, descriptor)
         source.watch()
 
-    def add_socket(self, name: str, socket: zmq.Socket[Any], callback: Callable[[], object]) -> Callable[[], None]:
-        """Calls `callback` when messages may have arrived; see `Reactor.add_socket`.
+    def add_source(
+        self, name: str, descriptor: int, look: Callable[[], bool], callback: Callable[[], object]
+    ) -> Callable[[], None]:
+        """Calls `callback` when messages may have arrived; see `Reactor.add_source`.
 
         Returns:
-            The socket's `recheck`.
+            The source's `recheck`.
         """
         source = _Source(name)
         on_error = functools.partial(self._on_error, source)
-        source.watch = functools.partial(self._reactor.add_socket, socket, callback, on_error)
-        source.unwatch = functools.partial(self._reactor.remove_socket, socket)
-        source.recheck = self._reactor.add_socket(socket, callback, on_error)
+        source.watch = functools.partial(self._reactor.add_source, descriptor, look, callback, on_error)
+        source.unwatch = functools.partial(self._reactor.remove_source, descriptor)
+        source.recheck = self._reactor.add_source(descriptor, look, callback, on_error)
         return source.recheck
 
     def _on_error(self, source: _Source, error: Exception) -> None:
@@ -215,12 +215,12 @@ class EventSources:
 
 
 class _Source:
-    """One descriptor or socket.
+    """One descriptor or source of messages.
 
     Attributes:
         name: what its callback does, as in `ErrorLog.add`.
         watch, unwatch: add it to the reactor and remove it.
-        recheck: asks the reactor to check a socket once more; no-op for a descriptor, which stays readable.
+        recheck: asks the reactor to look once more; no-op for a descriptor that stays readable.
         errors: when its callback raised, the last times, in monotonic seconds.
     """
 

@@ -1,9 +1,10 @@
-"""The event loop's wait: for descriptors, ZeroMQ sockets and the clock at once, at a cost independent of their number.
+"""The event loop's wait: for descriptors, messages and the clock at once, at a cost independent of their number.
 
-One epoll watches everything. A ZeroMQ socket takes part through its `FD` option. That descriptor reports that something
-happened to the socket, not that a message is there, and any call on the socket, such as a send, may clear the report.
-So a socket's callback reads until nothing is left, and a socket that was sent to is checked once more before the
-reactor waits. (`zmq.Poller` checks every socket at each wait.)
+One epoll watches everything. A *source* is what has a descriptor that does not tell all. That of a ZeroMQ socket, its
+`FD` option, reports that something happened to the socket, not that a message is there, and any call on the socket,
+such as a send, may clear the report. That of a stream does not report what has been read and not yet been handled, and
+what is to be sent to it is collected until the reactor waits. So a source that was sent to is looked at once more
+before the reactor waits. (`zmq.Poller` checks every socket at each wait.)
 """
 
 from __future__ import annotations
@@ -13,11 +14,6 @@ import math
 import select
 import time
 from collections.abc import Callable
-from typing import Any
-
-import zmq
-
-from multitower import frames
 
 FINE_S = 0.002
 """Waits shorter than this are exact to the microsecond: a worker's next batch is sent just before the last one ends."""
@@ -30,7 +26,7 @@ ErrorHandler = Callable[[Exception], object]
 
 
 def unwatched() -> None:
-    """Stands in for what `Reactor.add_socket` returns, for a socket that no reactor watches."""
+    """Stands in for what `Reactor.add_source` returns, for a source that no reactor watches."""
 
 
 class _Watch:
@@ -44,10 +40,10 @@ class _Watch:
 
 
 class Reactor:
-    """Calls back when descriptors and sockets are readable.
+    """Calls back when descriptors and sources are readable.
 
-    Each callback may come with an `on_error`: an exception that the callback raises, or the check whether its socket is
-    readable, is passed to it, and the reactor goes on with the next event. Without one the exception leaves `run` or
+    Each callback may come with an `on_error`: an exception that the callback raises, or the look at its source, is
+    passed to it, and the reactor goes on with the next event. Without one the exception leaves `run` or
     `wait`. No event is lost then: calling `run` again delivers the rest.
     """
 
@@ -55,8 +51,8 @@ class Reactor:
         self._epoll = select.epoll()
         self._fine_s = FINE_S if self._epoll.fileno() < FD_SETSIZE else 0.0
         self._watches: dict[int, _Watch] = {}
-        self._sockets: dict[int, zmq.Socket[Any]] = {}
-        self._rechecks: dict[int, None] = {}  # sockets to check before the next wait
+        self._looks: dict[int, Callable[[], bool]] = {}  # of each source
+        self._rechecks: dict[int, None] = {}  # sources to look at before the next wait
         self._interrupted = False
 
     def add(self, descriptor: int, callback: Callback, on_error: ErrorHandler | None = None) -> None:
@@ -73,26 +69,29 @@ class Reactor:
         self._epoll.unregister(descriptor)
         del self._watches[descriptor]
 
-    def add_socket(
-        self, socket: zmq.Socket[Any], callback: Callback, on_error: ErrorHandler | None = None
+    def add_source(
+        self, descriptor: int, look: Callable[[], bool], callback: Callback, on_error: ErrorHandler | None = None
     ) -> Callable[[], None]:
         """Calls `callback` when messages may have arrived; it reads them all, or asks for a recheck.
 
+        Args:
+            descriptor: readable when something has happened.
+            look: called before the reactor waits, where a recheck was asked for: whether messages are left.
+            callback: reads messages.
+            on_error: gets what `look` and `callback` raise.
+
         Returns:
-            The socket's `recheck`: call it with each send on the socket, also one that fails, and where messages are
-            left unread.
+            The source's `recheck`.
         """
-        descriptor = _descriptor(socket)
         self.add(descriptor, callback, on_error)
-        self._sockets[descriptor] = socket
+        self._looks[descriptor] = look
         self._rechecks[descriptor] = None
         return functools.partial(self._rechecks.__setitem__, descriptor, None)
 
-    def remove_socket(self, socket: zmq.Socket[Any]) -> None:
-        """Stops watching a socket; call it before the socket is closed."""
-        descriptor = _descriptor(socket)
+    def remove_source(self, descriptor: int) -> None:
+        """Stops watching a source; call it before its descriptor is closed."""
         self.remove(descriptor)
-        del self._sockets[descriptor]
+        del self._looks[descriptor]
         self._rechecks.pop(descriptor, None)
 
     def run(self, until: float, flush: Callable[[float], None], next_wake: Callable[[], float | None]) -> float:
@@ -152,19 +151,19 @@ class Reactor:
                 watch.on_error(error)
 
     def _check_again(self) -> bool:
-        """Calls the callbacks of sockets that ask for a recheck, if readable; returns whether any was."""
+        """Looks at the sources that ask for it, and calls back where messages are; returns whether any are."""
         found = False
-        # A socket that asks again meanwhile is checked after all other events have been handled.
+        # A source that asks again meanwhile is checked after all other events have been handled.
         descriptors = tuple(self._rechecks)
         self._rechecks.clear()
         try:
             for descriptor in descriptors:
-                socket = self._sockets.get(descriptor)
-                if socket is None:
+                look = self._looks.get(descriptor)
+                if look is None:
                     continue
                 watch = self._watches[descriptor]
                 try:
-                    if not frames.readable(socket):
+                    if not look():
                         continue
                     found = True
                     watch.callback()
@@ -174,16 +173,10 @@ class Reactor:
                     watch.on_error(error)
         except BaseException:
             # Those not checked yet must be; checking one twice does no harm.
-            self._rechecks.update({each: None for each in descriptors if each in self._sockets})
+            self._rechecks.update({each: None for each in descriptors if each in self._looks})
             raise
         return found
 
     def close(self) -> None:
-        """Closes the epoll; watched descriptors and sockets stay open."""
+        """Closes the epoll; watched descriptors stay open."""
         self._epoll.close()
-
-
-def _descriptor(socket: zmq.Socket[Any]) -> int:
-    descriptor = socket.get(zmq.FD)
-    assert isinstance(descriptor, int)  # other options are bytes
-    return descriptor

@@ -1,8 +1,8 @@
 """The connections of clients: counts them, and accepts no more than are allowed.
 
 A connection takes one descriptor of the daemon. Where none is left, workers cannot be replaced, and libzmq aborts the
-process. So the daemon lets libzmq accept only while there is room (see `listener`); other clients wait in the kernel's
-backlog, and are accepted when connections have been closed.
+process. So connections are accepted, by the daemon or by libzmq (see `listener`), only while there is room; other
+clients wait in the kernel's backlog, and are accepted when connections have been closed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import stat
 from typing import Final
 
 from ..loop.log import event
-from .listener import Listener
+from .acceptor import Acceptor
 
 log = logging.getLogger("multitower.router")
 
@@ -52,7 +52,7 @@ class Connections:
         self.paused = False
         self._reserve = reserve
         self._announced = False
-        self._listeners: dict[int, Listener] = {}
+        self._listeners: dict[int, Acceptor] = {}
         self._sockets: dict[int, int] = {}  # the inode of each connection's socket, by descriptor
         self._unchecked: list[int] = []
         self._epoll = select.epoll()
@@ -71,18 +71,18 @@ class Connections:
             listener.set_backlog(backlog)
         self._update()
 
-    def add(self, listener: Listener) -> None:
+    def add(self, listener: Acceptor) -> None:
         """Accepts the clients of a listener from now on."""
         self._epoll.register(listener.descriptor, 0 if self.paused else select.EPOLLIN)
         self._listeners[listener.descriptor] = listener
 
-    def remove(self, listener: Listener) -> None:
+    def remove(self, listener: Acceptor) -> None:
         """Forgets a listener; call it before the listener is closed."""
         del self._listeners[listener.descriptor]
         self._epoll.unregister(listener.descriptor)
 
     def accept(self) -> None:
-        """Lets libzmq accept some of the clients that wait, as far as there is room."""
+        """Accepts some of the clients that wait, as far as there is room."""
         self._count()
         for descriptor, _ in self._epoll.poll(0):
             self._update()
@@ -91,6 +91,10 @@ class Connections:
             self._listeners[descriptor].accept()
             self._count()
         self._update()
+
+    def forget(self, descriptor: int) -> None:
+        """Counts a connection no more; call it before the connection is closed, where its end is noticed at once."""
+        self._sockets.pop(descriptor, None)
 
     def tick(self) -> None:
         """Notices connections that have been closed, and accepts again if there is room.
@@ -105,8 +109,8 @@ class Connections:
         count = len(self._unchecked) if full else max(256, len(self._sockets) // 4)
         for _ in range(min(count, CHECKED_AT_ONCE, len(self._unchecked))):
             descriptor = self._unchecked.pop()
-            if _inode(descriptor) != self._sockets[descriptor]:
-                del self._sockets[descriptor]
+            if _inode(descriptor) != self._sockets.get(descriptor):
+                self._sockets.pop(descriptor, None)
         self._update()
 
     def _count(self) -> None:

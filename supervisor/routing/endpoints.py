@@ -23,6 +23,7 @@ import zmq
 
 from multitower.addresses import literal_version
 from multitower.durations import exact_duration
+from multitower.message_stream import BUFFER_BYTES
 
 from ..config.secret_files import CurveKeys
 from ..loop.background import BackgroundJobs
@@ -34,6 +35,8 @@ from ..security.zap import ZapHandler
 from .binding import IPC
 from .connections import Connections
 from .front_socket import FrontSocket
+from .router_front import RouterFront
+from .stream_front import StreamFront
 from .unread import UnreadReplies
 
 log = logging.getLogger("multitower.daemon")
@@ -139,7 +142,7 @@ class Endpoints:
             # Before the first endpoint is bound.
             self.zap = ZapHandler(self.context, locks) if locks is not None and curve is not None else None
             self._open_any = functools.partial(
-                FrontSocket,
+                RouterFront,
                 self.context,
                 max_message_size=max_message_size,
                 unread=unread,
@@ -179,7 +182,14 @@ class Endpoints:
             self.gateway: FrontSocket | None = None
             if for_gateway:
                 for_it = GatewayEntrance(locks) if locks is not None else None
-                self.gateway = self._open_any(self._gateway_endpoint, **private_ones, entrance=for_it)
+                self.gateway = StreamFront(
+                    self._gateway_endpoint,
+                    max_message_size,
+                    unread,
+                    self.control_connections,
+                    BUFFER_BYTES,
+                    for_it,
+                )
                 self.gateway.interface = "gateway"
             stack.pop_all()
         if self.missing:
@@ -255,7 +265,7 @@ class Endpoints:
 
     def _private(self) -> dict[FrontSocket, str]:
         """The sockets in the runtime folder, and the endpoint that each of them is to have."""
-        private = {self.control: self._control_endpoint}
+        private: dict[FrontSocket, str] = {self.control: self._control_endpoint}
         if self.gateway is not None:
             private[self.gateway] = self._gateway_endpoint
         return private
@@ -275,6 +285,7 @@ class Endpoints:
             problems[str(self.runtime.path)] = f"the runtime folder was removed, and cannot be made again: {error}"
         private = self._private()
         for front in (*self.fronts, *private):
+            front.tick(now)
             endpoint = private.get(front, front.endpoint)
             try:
                 if front.restore(endpoint):

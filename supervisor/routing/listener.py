@@ -36,6 +36,8 @@ import zmq
 
 from multitower import frames
 
+from .acceptor import Acceptor
+
 MONITOR_QUEUE: Final = 1001
 """Events: libzmq's default of 1000 where the monitor sends, and 1 where the daemon receives."""
 
@@ -53,8 +55,8 @@ SOCKET_MODE: Final = 0o660
 _monitors = itertools.count()
 
 
-class Listener:
-    """A listening socket, and the valve before it.
+class Listener(Acceptor):
+    """A listening socket of libzmq, and the valve before it.
 
     Args:
         context: the router's ZeroMQ context.

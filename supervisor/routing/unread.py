@@ -1,6 +1,6 @@
 """Replies that clients have not read: counts their bytes, and decides what follows from too many.
 
-Front sockets send every reply at once, and libzmq queues what a connection cannot take yet, without a limit of its own.
+Replies are sent at once, and libzmq queues what a connection cannot take yet, without a limit of its own.
 It does not say how much it holds for a connection, but it says when it has written a frame that is *tracked*. So each
 large frame is tracked. Small replies are added up, and one of them is tracked, a *mark*, whenever they come to
 `MARK_BYTES`: libzmq writes in order, so when it has written the mark, it has written all before. This costs a small
@@ -18,6 +18,9 @@ What follows depends on the bytes that all clients together leave unread:
   leaves `MAX_REFUSALS_BYTES` of small replies unread.
 - At `limit`, which many connections together can reach, this holds for all clients of models with large replies.
 
+`stream_front` writes its connections itself, and knows exactly what the kernel has not taken: what is left of a burst
+of replies is one mark. Nothing that it holds is uncounted.
+
 So a client that reads gets every answer, of any size. The memory of a client that does not read is released when it
 disconnects.
 """
@@ -26,9 +29,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import Final, NamedTuple
-
-import zmq
+from typing import Final, NamedTuple, Protocol
 
 from multitower.errors import MultitowerError, Reason, make
 
@@ -63,22 +64,30 @@ RETRY_AFTER_MS: Final = 200
 """When a refused client may send its request again."""
 
 
+class Tracker(Protocol):
+    """Tells whether a frame has been written: libzmq's `MessageTracker`, or `stream_peer.Written`."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the kernel has it, or the connection has ended."""
+
+
 class Mark(NamedTuple):
     """A tracked frame.
 
     Attributes:
-        tracker: done once libzmq has written the frame.
+        tracker: done once the frame has been written.
         large: bytes of the frame, if it is a large one; else 0.
         small: bytes of small frames since the mark before.
     """
 
-    tracker: zmq.MessageTracker
+    tracker: Tracker
     large: int
     small: int
 
 
 class Backlog:
-    """The replies that libzmq holds for one connection.
+    """The replies that are held for one connection.
 
     Args:
         unmarked: bytes of small frames that may have been sent to it before.

@@ -50,7 +50,7 @@ class ZapHandler:
 
     Attributes:
         socket: readable when requests have arrived.
-        recheck: called when some are left; see `Reactor.add_socket`.
+        recheck: called when some are left; see `Reactor.add_source`.
 
     Raises:
         zmq.ZMQError: the system is out of descriptors.
@@ -67,6 +67,10 @@ class ZapHandler:
         except BaseException:
             self.socket.close(0)
             raise
+
+    def look(self) -> bool:
+        """Whether a request has arrived."""
+        return frames.readable(self.socket)
 
     def receive(self) -> None:
         """Answers a burst of the requests that have arrived."""

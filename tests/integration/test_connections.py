@@ -1,4 +1,4 @@
-"""Connections of clients: how many libzmq accepts, and when."""
+"""Connections of clients: how many are accepted, by libzmq or the daemon itself, and when."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ from descriptors import leaving_no_descriptor
 from running import Running
 
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.front_socket import Incoming
 from multitower.supervisor.routing.listener import MONITOR_QUEUE, Listener, listen_on_path
+from multitower.supervisor.routing.router_front import RouterFront
+from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.unread import UnreadReplies
 
 WAIT_S = 60.0
+
+STREAM = "stream:"
+"""Before the path of an endpoint: the daemon accepts its connections itself."""
 
 ON_ITS_WAY = 1
 """Clients that may be accepted although no more are allowed: when the daemon closed the valve, libzmq's thread may have
@@ -38,7 +43,14 @@ class Front:
     def __init__(self, endpoint: str, maximum: int) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.connections = Connections(maximum)
-        self.socket = FrontSocket(self.context, endpoint, 1 << 20, UnreadReplies(), 0, self.connections)
+        unread = UnreadReplies()
+        self.socket: RouterFront | StreamFront
+        if endpoint.startswith(STREAM):
+            path = endpoint.removeprefix(STREAM)
+            self.socket = StreamFront(f"ipc://{path}", 1 << 20, unread, self.connections)
+        else:
+            self.socket = RouterFront(self.context, endpoint, 1 << 20, unread, 0, self.connections)
+        self.incoming: Incoming | None = None
         self._clients: list[socket.socket] = []
 
     @property
@@ -65,6 +77,8 @@ class Front:
             assert time.monotonic() < until, (self.connections.open, self.connections.paused)
             self.connections.accept()
             self.connections.tick()
+            if self.incoming is None:
+                self.incoming = self.socket.receive()
             time.sleep(0.005)
 
     def close(self) -> None:
@@ -80,9 +94,10 @@ def folder(tmp_socket: str) -> Path:
     return Path(tmp_socket.removeprefix("ipc://")).parent
 
 
-@pytest.fixture(params=["ipc", "tcp"])
+@pytest.fixture(params=["ipc", "tcp", "stream"])
 def endpoint(request: pytest.FixtureRequest, folder: Path) -> str:
-    return f"ipc://{folder}/front.sock" if request.param == "ipc" else "tcp://127.0.0.1:*"
+    endpoints = {"ipc": f"ipc://{folder}/front.sock", "stream": f"{STREAM}{folder}/front.sock"}
+    return endpoints.get(request.param, "tcp://127.0.0.1:*")
 
 
 @contextlib.contextmanager
@@ -95,7 +110,7 @@ def opened(endpoint: str, maximum: int) -> Iterator[Front]:
 
 
 def greeted(client: socket.socket) -> bool:
-    """Whether libzmq has accepted the client: it sends its greeting at once."""
+    """Whether the client has been accepted: the greeting is sent at once."""
     client.setblocking(False)
     try:
         return bool(client.recv(1, socket.MSG_PEEK))
@@ -131,8 +146,8 @@ def test_who_is_connected_is_served_while_others_wait(endpoint: str) -> None:
             front.connect()
         for number in range(3):
             peer.send_multipart([b"", b"kind", b"%d" % number])
-            front.wait_until(lambda: front.socket.readable)
-            incoming = front.socket.receive()
+            front.wait_until(lambda: front.incoming is not None)
+            incoming, front.incoming = front.incoming, None
             assert incoming is not None
             front.socket.answer(incoming.address, b"%d" % number, {})
             assert peer.poll(WAIT_S * 1000)
@@ -140,7 +155,7 @@ def test_who_is_connected_is_served_while_others_wait(endpoint: str) -> None:
         assert front.connections.open <= 1 + ON_ITS_WAY
 
 
-def test_nobody_is_accepted_before_the_loop_lets_libzmq(endpoint: str) -> None:
+def test_nobody_is_accepted_before_the_loop_does(endpoint: str) -> None:
     with opened(endpoint, 100) as front:
         client = front.connect()
         time.sleep(0.2)
@@ -307,7 +322,8 @@ CLOSING = """
 import os, select, sys
 import zmq
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.router_front import RouterFront
+from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.unread import UnreadReplies
 
 case, folder = sys.argv[1:]
@@ -321,7 +337,7 @@ with zmq.Context() as context:
                 stale.register(each)
                 os.close(each)  # the file stays open, so the epoll goes on to watch it
         for endpoint in ("tcp://127.0.0.1:*", f"ipc://{folder}/{number}"):
-            front = FrontSocket(context, endpoint, 1 << 20, UnreadReplies(), 0, Connections(10))
+            front = RouterFront(context, endpoint, 1 << 20, UnreadReplies(), 0, Connections(10))
             if case == "libzmq is about to accept":
                 os.eventfd_write(front._listener._valve, 1)
             front.close()
@@ -339,6 +355,11 @@ def test_a_listener_that_cannot_be_watched_is_closed(endpoint: str) -> None:
     closed = Connections(10)
     closed.close()
     with opened(endpoint, 10) as front, leaving_no_descriptor():  # libzmq closes its own in a thread
-        other = "tcp://127.0.0.1:*" if endpoint.startswith("tcp") else f"{endpoint}2"
+        other = "tcp://127.0.0.1:*" if endpoint.startswith("tcp") else f"{front.endpoint}2"
+        context, unread = front.context, UnreadReplies()
         with pytest.raises(ValueError, match="closed epoll"):
-            FrontSocket(front.context, other, 1 << 20, UnreadReplies(), 0, closed)
+            _ = (
+                StreamFront(other, 1 << 20, unread, closed)
+                if endpoint.startswith(STREAM)
+                else RouterFront(context, other, 1 << 20, unread, 0, closed)
+            )

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import zmq
 from accepting import Accepting
+from watching import add_socket
 
 from multitower import wire
 from multitower.supervisor.loop.reactor import Reactor
-from multitower.supervisor.routing import front_socket
+from multitower.supervisor.routing import router_front
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.front_socket import FrontSocket, Incoming
+from multitower.supervisor.routing.front_socket import Incoming
+from multitower.supervisor.routing.router_front import RouterFront
+from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.unread import MANY_MARK_BYTES, MARK_BYTES, UnreadReplies
 from multitower.tensors import BULKY_BYTES
 
@@ -28,13 +31,16 @@ HEADER = b"{}"
 class Sockets:
     """A front socket, and clients that read only when the test does."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: type[RouterFront | StreamFront]) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.unread = UnreadReplies(1 << 30, 30.0)
         self._connections = Connections(1000)
-        self.front = FrontSocket(
-            self._context, f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, 0, self._connections
-        )
+        self.front: RouterFront | StreamFront
+        endpoint = f"ipc://{folder}/front.sock"
+        if kind is StreamFront:
+            self.front = StreamFront(endpoint, MAX_MESSAGE, self.unread, self._connections)
+        else:
+            self.front = RouterFront(self._context, endpoint, MAX_MESSAGE, self.unread, 0, self._connections)
         self._accepting = Accepting(self._connections)
         self._accepting.__enter__()
         self._clients: list[zmq.Socket[bytes]] = []
@@ -48,17 +54,30 @@ class Sockets:
         client.set(zmq.RCVTIMEO, 60_000)
         client.connect(self.front.endpoint)
         client.send_multipart([b"", wire.SERVER_LIVE, b"1"])
-        assert self.front.socket.poll(60_000)
-        incoming = self.front.receive()
-        assert incoming is not None
-        return client, incoming.address
+        return client, self.receive().address
+
+    def read(self, client: zmq.Socket[bytes]) -> list[bytes]:
+        """The next reply of a client; meanwhile the front socket writes what the client could not take before."""
+        until = time.monotonic() + 60.0
+        while not client.poll(1):
+            assert time.monotonic() < until
+            assert self.front.receive() is None
+        return client.recv_multipart()
+
+    def receive(self) -> Incoming:
+        """The next message, which has been sent."""
+        until = time.monotonic() + 60.0
+        while (incoming := self.front.receive()) is None:
+            assert time.monotonic() < until
+            select.select([self.front.descriptor], [], [], 0.01)
+        return incoming
 
     def wait(self, condition: Callable[[], bool]) -> None:
         until = time.monotonic() + 60.0
         while not condition():
             assert time.monotonic() < until
             time.sleep(0.02)
-            assert self.front.receive() is None  # libzmq learns of clients that have left
+            assert self.front.receive() is None  # clients that have left are noticed
             self.unread.tick(time.monotonic())
 
     def close(self) -> None:
@@ -70,20 +89,33 @@ class Sockets:
         self._context.term()
 
 
+@pytest.fixture(params=[RouterFront, StreamFront])
+def sockets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sockets]:
+    made = Sockets(tmp_path, request.param)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def sockets(tmp_path: Path) -> Iterator[Sockets]:
-    made = Sockets(tmp_path)
+def routed(tmp_path: Path) -> Iterator[Sockets]:
+    """Those of libzmq."""
+    made = Sockets(tmp_path, RouterFront)
     yield made
     made.close()
 
 
 def fill(sockets: Sockets, address: tuple[bytes, ...]) -> int:
-    """Sends large replies until libzmq holds some of them; how many."""
+    """Sends large replies until the front socket holds some of them; how many."""
     for number in range(1, 20):
         assert sockets.front.reply(address, wire.OK, b"1", (HEADER, LARGE))
-        time.sleep(0.1)
-        sockets.unread.tick(time.monotonic())
-        if sockets.unread.total:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            assert sockets.front.receive() is None
+            sockets.unread.tick(time.monotonic())
+            if not sockets.unread.total:
+                break
+            time.sleep(0.005)
+        else:
             return number
     raise AssertionError("a client took 80 MB without reading")
 
@@ -93,7 +125,7 @@ def test_large_replies_count_until_they_are_read(sockets: Sockets) -> None:
     sent = fill(sockets, address)
     assert sockets.unread.total >= len(LARGE)
     for _ in range(sent):
-        assert client.recv_multipart()[-1] == LARGE
+        assert sockets.read(client)[-1] == LARGE
     sockets.wait(lambda: sockets.unread.total == 0)
     assert sockets.front.dropped == 0
 
@@ -108,7 +140,7 @@ def test_small_replies_count_by_marks_until_they_are_read(sockets: Sockets) -> N
         assert not sockets.front.reply(address, wire.OK, b"1", (HEADER, small))
     assert count * len(small) - MARK_BYTES < sockets.unread.total - before < count * (len(small) + 1000)
     for _ in range(sent + count):
-        client.recv_multipart()
+        sockets.read(client)
     sockets.wait(lambda: sockets.unread.total == 0)
 
 
@@ -119,8 +151,8 @@ def test_small_frames_beside_large_ones_count_too(sockets: Sockets) -> None:
     sockets.front.reply(address, wire.OK, b"1", (bytes(1000), LARGE, bytes(2000), LARGE))
     assert sockets.unread.total - before > 2 * len(LARGE) + 3000
     for _ in range(sent):
-        client.recv_multipart()
-    assert [len(frame) for frame in client.recv_multipart()[3:]] == [1000, len(LARGE), 2000, len(LARGE)]
+        sockets.read(client)
+    assert [len(frame) for frame in sockets.read(client)[3:]] == [1000, len(LARGE), 2000, len(LARGE)]
     sockets.wait(lambda: sockets.unread.total == 0)
 
 
@@ -132,8 +164,10 @@ def test_what_a_client_left_unread_counts_no_more_once_it_has_left(sockets: Sock
     sockets.wait(lambda: sockets.front.reply(address, wire.OK, b"1", (HEADER,)) or sockets.front.dropped > 0)
 
 
-def test_requests_that_arrive_while_a_reply_finds_its_client_gone_are_read(sockets: Sockets) -> None:
+def test_requests_that_arrive_while_a_reply_finds_its_client_gone_are_read(routed: Sockets) -> None:
     """The failing send takes libzmq's notification of them: nothing else would make the reactor look."""
+    sockets, front = routed, routed.front
+    assert isinstance(front, RouterFront)
     gone, address = sockets.client()
     other, _ = sockets.client()
     gone.close()
@@ -150,10 +184,10 @@ def test_requests_that_arrive_while_a_reply_finds_its_client_gone_are_read(socke
             received.append(incoming)
 
     with contextlib.closing(Reactor()) as reactor:
-        sockets.front.recheck = reactor.add_socket(sockets.front.socket, receive)
+        front.recheck = add_socket(reactor, front.socket, receive)
         reactor.wait(0)
         other.send_multipart([b"", wire.SERVER_LIVE, b"2"])
-        assert select.select([sockets.front.socket.get(zmq.FD)], [], [], 10.0)[0]
+        assert select.select([front.descriptor], [], [], 10.0)[0]
         time.sleep(0.02)  # sooner after its last look, libzmq would not look in a send
         sockets.front.reply(address, wire.OK, b"1", (HEADER,))
         reactor.wait(5.0)
@@ -163,20 +197,20 @@ def test_requests_that_arrive_while_a_reply_finds_its_client_gone_are_read(socke
 def test_unread_replies_count_however_many_other_clients_come(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front_socket, "MAX_RECENT", 2)
+    monkeypatch.setattr(router_front, "MAX_RECENT", 2)
     client, address = sockets.client()
     sent = fill(sockets, address)
     unread = sockets.unread.total
     for _ in range(7):
         other, other_address = sockets.client()
         sockets.front.reply(other_address, wire.OK, b"1", (HEADER,))
-        assert other.recv_multipart() == [b"", wire.OK, b"1", HEADER]
+        assert sockets.read(other) == [b"", wire.OK, b"1", HEADER]
     sockets.unread.set_limits(unread, 30.0)
     assert sockets.front.refusal(address, large=False) is not None
     # libzmq lets go of what has been read in its own time.
     sockets.wait(lambda: sockets.front.refusal(other_address, large=False) is None)
     for _ in range(sent):
-        client.recv_multipart()
+        sockets.read(client)
     sockets.wait(lambda: sockets.front.refusal(address, large=False) is None)
 
 
@@ -184,7 +218,7 @@ def test_unread_replies_count_however_many_other_clients_come(
 def test_small_replies_count_however_many_connections_get_them_in_turn(
     size: int, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front_socket, "MAX_RECENT", 2)
+    monkeypatch.setattr(router_front, "MAX_RECENT", 2)
     clients = [sockets.client() for _ in range(7)]
     small = bytes(size)
     turns = (4 << 20) // size  # far more than what the operating system and the client's own queue hold
@@ -195,11 +229,12 @@ def test_small_replies_count_however_many_connections_get_them_in_turn(
     assert sockets.unread.total > len(clients) * (1 << 20)
     for client, _ in clients:
         for _ in range(turns):
-            client.recv_multipart()
+            sockets.read(client)
     sockets.wait(lambda: sockets.unread.total == 0)
 
 
-def test_marks_are_closer_while_there_are_many_connections(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_are_closer_while_there_are_many_connections(routed: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets = routed
     client, address = sockets.client()
     sent = fill(sockets, address)
     before = sockets.unread.total
@@ -207,14 +242,14 @@ def test_marks_are_closer_while_there_are_many_connections(sockets: Sockets, mon
     for _ in range(4):
         sockets.front.reply(address, wire.OK, b"1", (HEADER, small))
     assert sockets.unread.total == before
-    monkeypatch.setattr(front_socket, "MANY_CONNECTIONS", 1)
+    monkeypatch.setattr(router_front, "MANY_CONNECTIONS", 1)
     other, other_address = sockets.client()
     sockets.front.reply(other_address, wire.OK, b"1", (HEADER,))
     sockets.front.reply(address, wire.OK, b"1", (HEADER, small))
     assert sockets.unread.total > before + 5 * len(small)
-    other.recv_multipart()
+    sockets.read(other)
     for _ in range(sent + 5):
-        client.recv_multipart()
+        sockets.read(client)
     sockets.wait(lambda: sockets.unread.total == 0)
 
 
@@ -224,7 +259,7 @@ def test_a_reply_that_cannot_be_sent_leaves_the_next_one_whole(body: tuple[objec
     with pytest.raises((TypeError, ValueError, BufferError)):
         sockets.front.reply(address, wire.OK, b"1", body)
     sockets.front.answer(address, b"2", {})
-    assert client.recv_multipart() == [b"", wire.OK, b"2", b"{}"]
+    assert sockets.read(client) == [b"", wire.OK, b"2", b"{}"]
 
 
 def test_answers_that_cannot_be_built_are_internal_errors_and_logged_once(
@@ -233,7 +268,7 @@ def test_answers_that_cannot_be_built_are_internal_errors_and_logged_once(
     client, address = sockets.client()
     for _ in range(3):
         sockets.front.answer(address, b"1", {"not JSON": float("nan")})
-        _, kind, id, header = client.recv_multipart()
+        _, kind, id, header = sockets.read(client)
         assert (kind, id) == (wire.ERROR, b"1")
         assert wire.load_header(header)["error"]["reason"] == "internal_error"
     assert [record.getMessage() for record in caplog.records] == ["internal error while sending a reply"]
@@ -246,7 +281,7 @@ def test_a_lock_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         with pytest.raises(OSError, match="symbolic link"):
-            FrontSocket(context, f"ipc://{tmp_path}/front.sock", MAX_MESSAGE, UnreadReplies(), 0, Connections(1))
+            RouterFront(context, f"ipc://{tmp_path}/front.sock", MAX_MESSAGE, UnreadReplies(), 0, Connections(1))
     finally:
         context.term()
     assert victim.read_text() == "another's file"

@@ -19,7 +19,7 @@ from swallowing_proxy import SwallowingProxy
 
 from multitower import AsyncClient, Client, Unavailable
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.unread import UnreadReplies
 
 WAIT_S = 60.0
@@ -141,7 +141,7 @@ def test_a_client_that_vanishes_within_a_large_reply_is_released(tmp_path: Path)
     """libzmq sends no heartbeat while a frame waits to be written: the kernel has to end the connection."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     connections = Connections(100)
-    front = FrontSocket(context, "tcp://127.0.0.1:*", 1 << 20, UnreadReplies(), PEER_TIMEOUT_S, connections)
+    front = RouterFront(context, "tcp://127.0.0.1:*", 1 << 20, UnreadReplies(), PEER_TIMEOUT_S, connections)
     peer: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     try:
         with SwallowingProxy(front.endpoint) as proxy, Accepting(connections):

@@ -12,6 +12,7 @@ from contextlib import closing
 
 import pytest
 import zmq
+from watching import add_socket, remove_socket
 
 from multitower.supervisor.loop.reactor import FINE_S, Reactor
 
@@ -75,7 +76,7 @@ def test_messages_that_arrived_before_the_socket_was_added_are_read(
     theirs.send(b"1")
     assert ours.poll(1000)  # clears what its descriptor reports
     got: list[bytes] = []
-    reactor.add_socket(ours, reading(ours, got))
+    add_socket(reactor, ours, reading(ours, got))
     until(reactor, lambda: got == [b"1"])
 
 
@@ -84,7 +85,7 @@ def test_a_message_whose_event_a_send_has_cleared_is_read(
 ) -> None:
     ours, theirs = pair
     got: list[bytes] = []
-    recheck = reactor.add_socket(ours, reading(ours, got))
+    recheck = add_socket(reactor, ours, reading(ours, got))
     for number in range(200):
         theirs.send(b"%d" % number)
         # Longer than libzmq waits between two checks of its mailbox, so that the send checks it.
@@ -105,7 +106,7 @@ def test_a_callback_that_leaves_messages_is_called_again(
             got.append(ours.recv(zmq.NOBLOCK))
             recheck()
 
-    recheck = reactor.add_socket(ours, read)
+    recheck = add_socket(reactor, ours, read)
     for number in range(100):
         theirs.send(b"%d" % number)
     until(reactor, lambda: len(got) == 100)
@@ -115,7 +116,7 @@ def test_a_flood_on_a_socket_does_not_starve_a_descriptor(
     reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 ) -> None:
     ours, theirs = pair
-    recheck = reactor.add_socket(ours, lambda: recheck())
+    recheck = add_socket(reactor, ours, lambda: recheck())
     theirs.send(b"never read: there is always more")
     out, into = os.pipe()
     called: list[bytes] = []
@@ -130,10 +131,10 @@ def test_a_flood_on_a_socket_does_not_starve_a_descriptor(
 def test_a_removed_socket_is_not_called(reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
     ours, theirs = pair
     got: list[bytes] = []
-    recheck = reactor.add_socket(ours, reading(ours, got))
+    recheck = add_socket(reactor, ours, reading(ours, got))
     theirs.send(b"1")
     recheck()
-    reactor.remove_socket(ours)
+    remove_socket(reactor, ours)
     reactor.wait(0.05)
     assert not got
 
@@ -154,7 +155,7 @@ def test_short_waits_are_shorter_than_an_epolls(reactor: Reactor) -> None:
 def test_a_message_ends_a_short_wait(reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
     ours, theirs = pair
     got: list[bytes] = []
-    reactor.add_socket(ours, reading(ours, got))
+    add_socket(reactor, ours, reading(ours, got))
     reactor.wait(0.0)
     theirs.send(b"1")
     deadline = time.monotonic() + SOON_S
@@ -169,7 +170,7 @@ def test_run_flushes_after_each_burst_and_ends_at_its_time(
 ) -> None:
     ours, theirs = pair
     got: list[bytes] = []
-    reactor.add_socket(ours, reading(ours, got))
+    add_socket(reactor, ours, reading(ours, got))
     flushed: list[int] = []
     theirs.send(b"1")
     until = time.monotonic() + 0.2
@@ -216,7 +217,7 @@ def test_an_exception_goes_to_its_handler_and_the_others_are_called(
         called.append(ours.recv())
         raise KeyError("a defect")
 
-    reactor.add_socket(ours, fail, errors.append)
+    add_socket(reactor, ours, fail, errors.append)
     out, into = os.pipe()
     broken, into_broken = os.pipe()
     reactor.add(out, lambda: called.append(os.read(out, 10)))
@@ -246,7 +247,7 @@ def test_an_exception_without_a_handler_loses_no_message_of_another_socket(react
             theirs.connect(f"inproc://{name}")
             theirs.send(name.encode())
             assert ours.poll(1000)  # its descriptor reports nothing any more: only a recheck finds the message
-            reactor.add_socket(ours, functools.partial(fail, ours))
+            add_socket(reactor, ours, functools.partial(fail, ours))
         for _ in range(3):
             with pytest.raises(KeyError):
                 reactor.wait(SOON_S)
@@ -263,15 +264,15 @@ def test_a_callback_may_remove_a_socket_that_waits_for_a_recheck(reactor: Reacto
             ours[-1].bind(f"inproc://{name}")
             theirs.connect(f"inproc://{name}")
             theirs.send(b"1")
-        reactor.add_socket(ours[0], lambda: reactor.remove_socket(ours[1]))
-        reactor.add_socket(ours[1], lambda: pytest.fail("it was removed"))
+        add_socket(reactor, ours[0], lambda: remove_socket(reactor, ours[1]))
+        add_socket(reactor, ours[1], lambda: pytest.fail("it was removed"))
         reactor.wait(SOON_S)
 
 
 def test_a_socket_that_cannot_be_checked_is_reported_to_its_handler(reactor: Reactor) -> None:
     errors: list[Exception] = []
     with zmq.Context() as context, context.socket(zmq.PAIR) as ours:
-        reactor.add_socket(ours, lambda: None, errors.append)
+        add_socket(reactor, ours, lambda: None, errors.append)
     reactor.wait(0)
     assert [error.errno for error in errors if isinstance(error, zmq.ZMQError)] == [zmq.ENOTSOCK]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import zmq
 
+from multitower import frames
 from multitower.supervisor.loop.containment import (
     LOG_INTERVAL_S,
     MAX_ERRORS,
@@ -216,7 +218,9 @@ def test_a_socket_whose_callback_raises_loses_no_message(reactor: Reactor, sourc
     with zmq.Context() as context, context.socket(zmq.PAIR) as ours, context.socket(zmq.PAIR) as theirs:
         ours.bind("inproc://containment")
         theirs.connect("inproc://containment")
-        sources.add_socket("reading messages", theirs, done)
+        sources.add_source(
+            "reading messages", frames.descriptor(theirs), functools.partial(frames.readable, theirs), done
+        )
         for message in (b"1", b"bad", b"2", b"bad", b"bad", b"3"):
             ours.send(message)
         for _ in range(10):
@@ -238,7 +242,9 @@ def test_a_socket_is_paused_and_its_messages_are_read_afterwards(
     with zmq.Context() as context, context.socket(zmq.PAIR) as ours, context.socket(zmq.PAIR) as theirs:
         ours.bind("inproc://containment")
         theirs.connect("inproc://containment")
-        recheck = sources.add_socket("reading messages", theirs, read)
+        recheck = sources.add_source(
+            "reading messages", frames.descriptor(theirs), functools.partial(frames.readable, theirs), read
+        )
         ours.send(b"1")
         for _ in range(2 * MAX_ERRORS):
             reactor.wait(0)

@@ -26,10 +26,11 @@ from descriptors import leaving_no_descriptor, open_descriptors
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.runtime_dir import HeldError
 from multitower.supervisor.routing import endpoints as endpoints_module
-from multitower.supervisor.routing import front_socket
+from multitower.supervisor.routing import front_socket, router_front
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.endpoints import Endpoints, problem_kind
 from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.unread import UnreadReplies
 
 
@@ -294,7 +295,7 @@ def retry(endpoints: Endpoints, background: BackgroundJobs) -> None:
 def test_a_socket_that_cannot_be_made_is_an_os_error_and_leaves_no_lock(folder: Path) -> None:
     endpoint = f"ipc://{folder}/front.sock"
     with NoSocket() as context, pytest.raises(OSError, match=f"cannot listen on {endpoint}: Too many open files"):
-        FrontSocket(context, endpoint, 1 << 20, UnreadReplies(), 0, Connections(100))
+        RouterFront(context, endpoint, 1 << 20, UnreadReplies(), 0, Connections(100))
     assert files(folder) == []
 
 
@@ -324,7 +325,7 @@ def test_a_bind_that_permissions_or_resources_prevent_is_waited_for(
     number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ipc, tcp = f"ipc://{folder}/front.sock", "tcp://127.0.0.1:*"
-    listen, take = front_socket.listen_on_path, front_socket.take_listening_socket
+    listen, take = front_socket.listen_on_path, router_front.take_listening_socket
     prevented = True
 
     def listen_on_path(path: Path, backlog: int) -> socket.socket:
@@ -338,7 +339,7 @@ def test_a_bind_that_permissions_or_resources_prevent_is_waited_for(
         return take(*arguments)
 
     monkeypatch.setattr(front_socket, "listen_on_path", listen_on_path)
-    monkeypatch.setattr(front_socket, "take_listening_socket", take_listening_socket)
+    monkeypatch.setattr(router_front, "take_listening_socket", take_listening_socket)
     with pytest.raises(OSError, match=os.strerror(number)):
         bind([ipc], folder / "strict")
     with closing(BackgroundJobs()) as background, closing(waiting([ipc, tcp], folder, background)) as endpoints:

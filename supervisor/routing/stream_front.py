@@ -1,0 +1,358 @@
+"""A front socket of Unix stream sockets that the daemon's loop reads and writes itself, without a thread of libzmq.
+
+It is a ZeroMQ ROUTER socket on the wire (ZMTP 3, mechanism NULL; `multitower/message_stream.py`): DEALER, REQ and
+ROUTER sockets may connect. A request wakes one thread here and its reply none; libzmq wakes two on the way in and one
+on the way out. Unlike libzmq's ROUTER it names each connection itself, and does not look at the identity of the peer.
+
+All connections are in one epoll, which the loop's epoll watches. A connection is read once in each turn, so that a
+client that sends without end does not keep others waiting; what has been read is handled one message of each client at
+a time. Replies are collected until the loop waits, and then written with one system call for each connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+from multitower import tensors, wire, zmtp
+from multitower.buffers import Buffers
+from multitower.message_stream import MessageStream
+from multitower.zmtp import ZmtpError
+
+from ..loop.log import event
+from ..security.entrance import Entrance
+from .acceptor import StreamListener
+from .binding import listening_error
+from .connections import Connections
+from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming
+from .stream_peer import Peer, Written, read_credentials
+from .unread import REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
+
+log = logging.getLogger("multitower.router")
+
+HANDSHAKE_S: Final = 30.0
+"""Seconds that a new connection has for its greeting, as with libzmq."""
+
+READS: Final = 8
+"""System calls that read from one connection in a turn, while it has more."""
+
+MAX_KEPT: Final = 64
+"""Buffers of replies that are collected for one connection before they are written."""
+
+MAX_FREE_BYTES: Final = 32 << 20
+"""Of memory for large frames of all clients that is used again."""
+
+LOG_EVERY_S: Final = 10.0
+
+_buffers: Final = Buffers(MAX_FREE_BYTES)
+
+
+class StreamFront(FrontSocket):
+    """One bound Unix socket, and its connections.
+
+    Args:
+        endpoint: `ipc://PATH`.
+        max_message_size: bytes of a request. A connection that sends a frame of over twice that is closed.
+        unread: counts what clients leave unread; shared by all front sockets.
+        connections: says when clients are accepted.
+        buffer_bytes: what the kernel shall hold on its way to a client; 0 for what it holds by default.
+        entrance: finds who sends its messages, by the user that has connected; None without locks.
+
+    Raises:
+        HeldError: another process listens there.
+        NotBindableYetError: the endpoint cannot be bound now, but perhaps later.
+        OSError: the endpoint cannot be bound.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        max_message_size: int,
+        unread: UnreadReplies,
+        connections: Connections,
+        buffer_bytes: int = 0,
+        entrance: Entrance | None = None,
+    ) -> None:
+        super().__init__(endpoint, unread, connections, entrance)
+        # What a message with too many bytes has is kept until there are too many, so that it gets its error.
+        self._limits = zmtp.Limits(2 * max_message_size, MAX_FRAMES, max_message_size)
+        self._buffer_bytes = buffer_bytes
+        self.recheck = self.flush  # without a loop, nothing is collected
+        self._peers: dict[bytes, Peer] = {}
+        self._by_descriptor: dict[int, Peer] = {}
+        self._made = 0
+        self._ready: deque[Peer] = deque()
+        self._held: list[Peer] = []
+        self._opening: dict[Peer, float] = {}  # until when each has time for its greeting
+        self._refused = 0
+        self._logged = 0.0
+        self._poll: select.epoll | None = None
+        try:
+            self._poll = select.epoll()
+            self._descriptor = self._poll.fileno()
+            self._open(endpoint)
+        except BaseException as error:
+            self.close()
+            translated = listening_error(endpoint, error)
+            if translated is error:
+                raise
+            raise translated from None
+
+    def _open(self, endpoint: str) -> None:
+        assert self._path is not None  # it is an ipc endpoint
+        listening = self._listen_on(self._path, endpoint)
+        try:
+            listener = StreamListener(listening, self._add)
+            self._connections.add(listener)
+        except BaseException:
+            listening.close()
+            raise
+        self._listener = listener
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Stops listening, and removes the socket's path.
+
+        Args:
+            linger_ms: milliseconds for which what clients have not read may still be sent.
+        """
+        self._stop_listening()
+        self.flush()
+        if linger_ms:
+            self._linger(time.monotonic() + linger_ms / 1000)
+        for peer in list(self._peers.values()):
+            self._drop(peer)
+        if self._poll is not None:
+            self._poll.close()
+            self._poll = None
+        self._release_path()
+
+    def _linger(self, until: float) -> None:
+        """Writes what is kept, as far as clients read, until that time."""
+        waiting = {peer.descriptor: peer for peer in self._peers.values() if peer.stream.unsent}
+        poll = select.poll()
+        for descriptor in waiting:
+            poll.register(descriptor, select.POLLOUT)
+        while waiting and (left := until - time.monotonic()) > 0:
+            for descriptor, _ in poll.poll(max(1, int(left * 1000))):
+                peer = waiting[descriptor]
+                self._write_rest(peer)
+                if not peer.stream.unsent:
+                    poll.unregister(descriptor)
+                    del waiting[descriptor]
+
+    # Connections.
+
+    def _add(self, connection: socket.socket) -> None:
+        """Takes a connection that has been accepted."""
+        poll = self._poll
+        assert poll is not None  # until `close`
+        try:
+            credentials = read_credentials(connection)
+            stream = MessageStream(connection, "ROUTER", _buffers.allocate, self._buffer_bytes, self._limits)
+        except OSError:  # it has gone
+            connection.close()
+            return
+        self._made += 1
+        # Longer than the names that libzmq makes, and like these beginning with a zero byte.
+        peer = Peer(self._made.to_bytes(9, "big"), stream, credentials)
+        self._peers[peer.name] = peer
+        self._by_descriptor[peer.descriptor] = peer
+        self._opening[peer] = time.monotonic() + HANDSHAKE_S
+        try:
+            poll.register(peer.descriptor, select.EPOLLIN)
+        except OSError:  # the system's limit of watched descriptors
+            self._drop(peer)
+
+    def tick(self, now: float) -> None:
+        """Closes connections that did not begin as they should; see `FrontSocket.tick`."""
+        for peer, until in list(self._opening.items()):
+            if until > now:
+                break
+            del self._opening[peer]
+            if not peer.stream.shake_hands():
+                self._refuse(peer, f"no handshake within {HANDSHAKE_S:.0f} s")
+        if self._refused and now >= self._logged + LOG_EVERY_S:
+            event(log, logging.WARNING, "connections are closed that do not follow the protocol", count=self._refused)
+            self._refused, self._logged = 0, now
+
+    def _refuse(self, peer: Peer, cause: object) -> None:
+        """Closes the connection of a client that does not follow the protocol."""
+        self._refused += 1
+        if self._refused == 1 and time.monotonic() >= self._logged + LOG_EVERY_S:
+            self._refused, self._logged = 0, time.monotonic()
+            fields = {"endpoint": self.endpoint, "pid": peer.credentials.pid, "cause": cause}
+            event(log, logging.WARNING, "a client's connection is closed", **fields)
+        self._drop(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        """Closes a connection: what is unsent is lost, and counts as unread no more."""
+        if self._peers.pop(peer.name, None) is None:
+            return
+        self._connections.forget(peer.descriptor)
+        del self._by_descriptor[peer.descriptor]
+        self._opening.pop(peer, None)
+        peer.stream.close()
+        peer.arrived = False
+        self._unread.collect(peer.backlog, time.monotonic())
+
+    # Requests.
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of an epoll, readable while any connection has something."""
+        return self._descriptor
+
+    @property
+    def readable(self) -> bool:
+        """Whether a message may be in what has been read; the descriptor reports what has not been read."""
+        return bool(self._ready)
+
+    def look(self) -> bool:
+        """Writes the replies that have been collected; see `FrontSocket.look`."""
+        self.flush()
+        return bool(self._ready)
+
+    def _find_arrivals(self) -> None:
+        """Looks which connections have something to read, and writes to those that wait for it."""
+        poll = self._poll
+        if poll is None:
+            return
+        for descriptor, events in poll.poll(0):
+            peer = self._by_descriptor[descriptor]
+            if events & select.EPOLLOUT:
+                self._write_rest(peer)
+            if events & ~select.EPOLLOUT:
+                peer.arrived = True
+                if not peer.queued:
+                    peer.queued = True
+                    self._ready.append(peer)
+
+    def receive(self) -> Incoming | None:
+        """The next message, or None if there is none."""
+        ready = self._ready
+        if not ready:
+            self._find_arrivals()
+        while ready:
+            peer = ready.popleft()
+            peer.queued = False
+            stream = peer.stream
+            try:
+                message = stream.next_message()
+                if message is None and peer.arrived:
+                    message = self._read(peer)
+                if stream.pinged:
+                    stream.answer_pings()
+                    self._settle(peer)
+            except (ZmtpError, MemoryError) as error:
+                self._refuse(peer, error)
+                continue
+            except OSError:
+                self._drop(peer)
+                continue
+            if message is not None:
+                if not peer.open:
+                    peer.open = True
+                    self._opening.pop(peer, None)
+                if peer.arrived or stream.undecoded:
+                    peer.queued = True
+                    ready.append(peer)
+                return incoming(peer.name, message, 0, peer.address)
+            if stream.ended:
+                self._drop(peer)
+        return None
+
+    def _read(self, peer: Peer) -> list[Any] | None:
+        """Reads what has arrived from a connection, until there is a message; returns it."""
+        stream = peer.stream
+        for _ in range(READS):
+            if not stream.read():
+                break
+            message = stream.next_message()
+            if message is not None or stream.drained:
+                peer.arrived = False
+                return message
+        peer.arrived = False
+        return None
+
+    # Replies.
+
+    def _find_backlog(self, client: bytes) -> Backlog:
+        peer = self._peers.get(client)
+        return Backlog() if peer is None else peer.backlog
+
+    def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> bool:
+        """Sends the reply to an executed request; see `FrontSocket.reply`."""
+        small, large = REPLY_OVERHEAD, 0
+        for frame in body:
+            size = len(frame)
+            if size < tensors.BULKY_BYTES:
+                small += size
+            else:
+                large += size
+        is_large = large > 0
+        peer = self._peers.get(address[0])
+        if peer is None:
+            self.dropped += 1
+            return is_large
+        if (
+            is_large
+            and self._unread.total >= self._unread.high
+            and self._unread.drops_reply(peer.backlog, time.monotonic())
+        ):
+            self.dropped += 1
+            body = (wire.dump_json(dropped_reply(peer.backlog.unread).to_wire()),)
+            kind, small, large = wire.ERROR, REPLY_OVERHEAD + len(body[0]), 0
+        peer.stream.hold((*address[1:], wire.DELIMITER, kind, id, *body))
+        peer.backlog.unmarked += small
+        peer.large += large
+        if is_large or peer.stream.kept >= MAX_KEPT:
+            self._write(peer)
+        elif not peer.held:
+            peer.held = True
+            self._held.append(peer)
+            if len(self._held) == 1:
+                self.recheck()
+        return is_large
+
+    def flush(self) -> None:
+        """Writes the replies that have been collected."""
+        if self._held:
+            held, self._held = self._held, []
+            for peer in held:
+                peer.held = False
+                self._write(peer)
+
+    def _write(self, peer: Peer) -> None:
+        """Writes what is kept for a connection, unless it waits until the kernel takes something again."""
+        if not peer.stream.unsent:
+            self._flush(peer)
+        self._settle(peer)
+
+    def _write_rest(self, peer: Peer) -> None:
+        """Writes what is kept for a connection from which the kernel takes something again."""
+        self._flush(peer)
+        self._settle(peer)
+        self._unread.collect(peer.backlog, time.monotonic())
+
+    def _flush(self, peer: Peer) -> None:
+        try:
+            peer.stream.flush()
+        except OSError:
+            peer.stream.drop_unsent()  # its end is noticed next, by reading
+
+    def _settle(self, peer: Peer) -> None:
+        """Counts what the kernel has not taken as unread, and has the epoll tell when it takes more."""
+        stream, backlog = peer.stream, peer.backlog
+        if stream.unsent and (peer.large or backlog.unmarked):
+            self._unread.add(backlog, Mark(Written(stream), peer.large, backlog.unmarked), time.monotonic())
+        peer.large = backlog.unmarked = 0
+        if stream.unsent != peer.watches_output and peer.name in self._peers:
+            peer.watches_output = stream.unsent
+            poll = self._poll
+            assert poll is not None  # until `close`
+            poll.modify(peer.descriptor, select.EPOLLIN | select.EPOLLOUT if stream.unsent else select.EPOLLIN)

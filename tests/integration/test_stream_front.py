@@ -1,0 +1,416 @@
+"""The front socket without libzmq: every ZeroMQ peer is served, and what is no peer costs its connection only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from descriptors import leaving_no_descriptor
+
+from multitower import wire, zmtp
+from multitower.supervisor.config.principals import Principals, Role
+from multitower.supervisor.routing.connections import Connections
+from multitower.supervisor.routing.front_socket import MAX_FRAMES, Incoming
+from multitower.supervisor.routing.stream_front import HANDSHAKE_S, StreamFront
+from multitower.supervisor.routing.unread import UnreadReplies
+from multitower.supervisor.security.peers import Peers
+from multitower.tensors import BULKY_BYTES
+
+MAX_MESSAGE = 4 * BULKY_BYTES
+WAIT_S = 60.0
+
+HELLO = zmtp.GREETING + zmtp.ready("DEALER")
+OLD_HELLO = zmtp.GREETING[:11] + b"\0" + zmtp.GREETING[12:] + zmtp.ready("DEALER")
+"""As a socket of ZMTP 3.0 sends it."""
+
+ANSWERED = b"".join(zmtp.encode([b"", wire.OK, b"1", b"{}"]))
+
+
+def request(id: bytes = b"1", *frames: bytes) -> bytes:
+    """A request as a DEALER sends it."""
+    return b"".join(bytes(part) for part in zmtp.encode([b"", b"kind", id, *frames]))
+
+
+class Scene:
+    """A front socket without a loop, and clients."""
+
+    def __init__(self, folder: Path) -> None:
+        self.connections = Connections(1000)
+        self.unread = UnreadReplies(1 << 30, 30.0)
+        self.front = StreamFront(f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, self.connections)
+        self._stack = contextlib.ExitStack()
+        self.context: zmq.Context[zmq.Socket[bytes]] = self._stack.enter_context(zmq.Context())
+
+    def raw(self, *sent: bytes) -> socket.socket:
+        """A client without a library, which has sent this."""
+        client = self._stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.settimeout(WAIT_S)
+        client.connect(self.front.endpoint.removeprefix("ipc://"))
+        self.connections.accept()
+        for data in sent:
+            client.sendall(data)
+        return client
+
+    def peer(self, kind: int) -> zmq.Socket[bytes]:
+        made = self._stack.enter_context(self.context.socket(kind))
+        made.set(zmq.LINGER, 0)
+        made.set(zmq.RCVTIMEO, int(WAIT_S * 1000))
+        return made
+
+    def receive(self) -> Incoming:
+        """The next message, which has been sent, or will be soon."""
+        found: list[Incoming] = []
+
+        def receive() -> bool:
+            incoming = self.front.receive()
+            found.extend([incoming] if incoming is not None else [])
+            return bool(found)
+
+        self.until(receive)
+        return found[0]
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < end
+            self.connections.accept()
+            select.select([self.front.descriptor, self.connections.descriptor], [], [], 0.01)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answers every request by the number of its address frames, in a thread."""
+        ended = threading.Event()
+
+        def serve() -> None:
+            while not ended.is_set():
+                self.connections.accept()
+                select.select([self.front.descriptor], [], [], 0.01)
+                while (incoming := self.front.receive()) is not None:
+                    assert incoming.body is not None
+                    header = {"hops": len(incoming.address), "frames": len(incoming.body)}
+                    self.front.answer(incoming.address, incoming.body[1], header)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def close(self) -> None:
+        self._stack.close()
+        self.front.close()
+        self.connections.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path)
+    yield made
+    made.close()
+
+
+def greeted(client: socket.socket) -> socket.socket:
+    """The client, once it has read what the front socket sends first."""
+    left = len(zmtp.GREETING + zmtp.ready("ROUTER"))
+    while left:
+        left -= len(client.recv(left))
+    return client
+
+
+def has_ended(client: socket.socket) -> bool:
+    """Whether the connection has been closed; waits for it."""
+    with contextlib.suppress(ConnectionResetError):
+        while client.recv(1 << 16):
+            continue
+    return True
+
+
+# Every ZeroMQ peer.
+
+
+def ask(peer: zmq.Socket[bytes], *before: bytes) -> dict[str, int]:
+    peer.send_multipart([*before, b"kind", b"7", b"header"])
+    *_, kind, id, header = peer.recv_multipart()
+    assert (kind, id) == (wire.OK, b"7")
+    return wire.load_header(header)
+
+
+def test_a_dealer_is_served(scene: Scene) -> None:
+    with scene.answering():
+        peer = scene.peer(zmq.DEALER)
+        peer.connect(scene.front.endpoint)
+        assert ask(peer, b"") == {"hops": 1, "frames": 3}
+        assert ask(peer, b"proxy's", b"client's", b"") == {"hops": 3, "frames": 3}
+
+
+def test_a_req_is_served(scene: Scene) -> None:
+    with scene.answering():
+        peer = scene.peer(zmq.REQ)
+        peer.connect(scene.front.endpoint)
+        for _ in range(3):
+            assert ask(peer) == {"hops": 1, "frames": 3}
+
+
+def test_a_req_that_correlates_is_served_and_may_send_again_without_an_answer(scene: Scene) -> None:
+    peer = scene.peer(zmq.REQ)
+    peer.set(zmq.REQ_CORRELATE, 1)
+    peer.set(zmq.REQ_RELAXED, 1)
+    peer.connect(scene.front.endpoint)
+    peer.send_multipart([b"kind", b"6"])
+    assert len(scene.receive().address) == 2
+    with scene.answering():
+        assert ask(peer) == {"hops": 2, "frames": 3}
+
+
+def test_a_router_is_served(scene: Scene) -> None:
+    with scene.answering():
+        peer = scene.peer(zmq.ROUTER)
+        peer.set(zmq.ROUTER_MANDATORY, 1)
+        peer.set(zmq.CONNECT_ROUTING_ID, b"daemon")
+        peer.connect(scene.front.endpoint)
+        assert ask(peer, b"daemon", b"") == {"hops": 1, "frames": 3}
+
+
+def test_clients_behind_two_proxies_are_served(scene: Scene) -> None:
+    """Each ROUTER on the way adds its name of the connection to the address, and removes it from the reply."""
+    front, scene_context = scene.front.endpoint, scene.context
+
+    def run(listen: str, connect: str) -> None:
+        with scene_context.socket(zmq.ROUTER) as ours, scene_context.socket(zmq.DEALER) as theirs:
+            for each in (ours, theirs):
+                each.set(zmq.LINGER, 0)
+            ours.bind(listen)
+            theirs.connect(connect)
+            control = scene_context.socket(zmq.PAIR)
+            control.connect("inproc://end" + listen[-1])
+            with control:
+                zmq.proxy_steerable(ours, theirs, None, control)
+
+    controls = [scene.peer(zmq.PAIR) for _ in range(2)]
+    for number, control in enumerate(controls):
+        control.bind(f"inproc://end{number}")
+    hops = [("inproc://hop0", front), ("inproc://hop1", "inproc://hop0")]
+    threads = [threading.Thread(target=run, args=hop) for hop in hops]
+    for thread in threads:
+        thread.start()
+    try:
+        with scene.answering():
+            peers = [scene.peer(kind) for kind in (zmq.REQ, zmq.DEALER)]
+            for peer in peers:
+                peer.connect("inproc://hop1")
+            assert ask(peers[0]) == {"hops": 3, "frames": 3}
+            assert ask(peers[1], b"") == {"hops": 3, "frames": 3}
+    finally:
+        for control in controls:
+            control.send(b"TERMINATE")
+        for thread in threads:
+            thread.join()
+
+
+def test_peers_with_the_same_identity_are_both_heard(scene: Scene) -> None:
+    with scene.answering():
+        peers = [scene.peer(zmq.DEALER) for _ in range(2)]
+        for peer in peers:
+            peer.set(zmq.ROUTING_ID, b"same")
+            peer.connect(scene.front.endpoint)
+            peer.send_multipart([b"", b"kind", b"1"])
+        for peer in peers:
+            assert peer.recv_multipart()[1] == wire.OK
+
+
+def test_a_peer_of_zmtp_3_0_is_served(scene: Scene) -> None:
+    client = greeted(scene.raw(OLD_HELLO, request()))
+    scene.front.answer(scene.receive().address, b"1", {})
+    assert client.recv(100) == ANSWERED
+
+
+def test_pings_are_answered(scene: Scene) -> None:
+    client = greeted(scene.raw(HELLO, zmtp.command(b"PING", b"\0\0context"), request()))
+    scene.receive()
+    assert client.recv(100) == zmtp.command(b"PONG", b"context")
+
+
+def test_pings_of_a_peer_that_reads_nothing_are_not_kept(scene: Scene) -> None:
+    client = scene.raw(HELLO)
+    pings = zmtp.command(b"PING", b"\0\0" + b"context of 16 b.") * 2000
+    for _ in range(100):
+        client.sendall(pings)
+        assert scene.front.receive() is None
+    (peer,) = scene.front._peers.values()
+    assert peer.stream.unsent
+    assert peer.stream.kept < 10
+
+
+# What is no peer.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        HELLO[:64] + zmtp.ready("PUB"),
+        HELLO + b"\xfd\0",
+        HELLO + b"\2" + (2 * MAX_MESSAGE + 1).to_bytes(8, "big"),
+    ],
+)
+def test_what_does_not_follow_the_protocol_costs_its_connection_only(
+    data: bytes, scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = greeted(scene.raw(HELLO, request()))
+    address = scene.receive().address
+    for _ in range(3):
+        client = scene.raw(data)
+        scene.until(lambda: scene.front.receive() is None and scene.connections.open == 1)
+        assert has_ended(client)
+    scene.front.answer(address, b"1", {})
+    assert other.recv(100) == ANSWERED
+    scene.front.tick(time.monotonic() + 60)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        "a client's connection is closed",
+        "connections are closed that do not follow the protocol",
+    ]
+
+
+def test_a_client_without_a_greeting_is_closed_after_a_while(scene: Scene) -> None:
+    silent, idle = scene.raw(HELLO[:40]), scene.raw(HELLO)
+    assert scene.front.receive() is None
+    scene.front.tick(time.monotonic() + HANDSHAKE_S - 5)
+    assert scene.connections.open == 2
+    scene.front.tick(time.monotonic() + HANDSHAKE_S + 1)
+    assert scene.connections.open == 1
+    assert has_ended(greeted(silent))
+    idle.sendall(request())
+    assert scene.receive().body == [b"kind", b"1"]
+
+
+def test_a_client_that_ends_is_forgotten_and_its_replies_are_dropped(scene: Scene) -> None:
+    client = scene.raw(HELLO, request(), request(b"2")[:-1])
+    address = scene.receive().address
+    client.close()
+    scene.until(lambda: scene.front.receive() is None and scene.connections.open == 0)
+    scene.front.answer(address, b"1", {})
+    assert scene.front.dropped == 1
+
+
+# Memory and fairness.
+
+
+def test_a_message_with_too_many_frames_is_cut_and_the_next_one_is_whole(scene: Scene) -> None:
+    frames = [b"x"] * (MAX_FRAMES + 1000)
+    scene.raw(HELLO, request(b"1", *frames), request(b"2", b"header"))
+    cut = scene.receive().body
+    assert cut is not None
+    assert wire.MAX_INPUTS + 3 < len(cut) < MAX_FRAMES
+    assert scene.receive().body == [b"kind", b"2", b"header"]
+
+
+@pytest.mark.parametrize("size", [1000, BULKY_BYTES - 1, BULKY_BYTES, 2 * MAX_MESSAGE])
+def test_of_a_message_that_is_too_large_only_so_much_is_kept_that_it_gets_its_error(size: int, scene: Scene) -> None:
+    frames = [bytes(size)] * (10 * MAX_MESSAGE // size)
+    client = scene.raw(HELLO)
+    sender = threading.Thread(target=client.sendall, args=(request(b"1", *frames) + request(b"2", b"header"),))
+    sender.start()
+    try:
+        kept = scene.receive().body
+        assert kept is not None
+        assert MAX_MESSAGE < sum(map(len, kept)) <= MAX_MESSAGE + size + 100
+        assert scene.receive().body == [b"kind", b"2", b"header"]
+    finally:
+        sender.join()
+
+
+def test_a_client_with_many_requests_does_not_keep_another_waiting(scene: Scene) -> None:
+    scene.raw(HELLO, b"".join(request(b"%d" % number) for number in range(2000)))
+    scene.raw(HELLO, request(b"other's"))
+    order = [scene.receive().body for _ in range(2001)]
+    assert [b"kind", b"other's"] in order[:3]
+    others = [body for body in order if body != [b"kind", b"other's"]]
+    assert others == [[b"kind", b"%d" % number] for number in range(2000)]
+
+
+def test_replies_are_collected_until_the_loop_waits(scene: Scene) -> None:
+    asked: list[None] = []
+    scene.front.recheck = lambda: asked.append(None)
+    client = greeted(scene.raw(HELLO, request()))
+    address = scene.receive().address
+    for _ in range(3):
+        scene.front.reply(address, wire.OK, b"1", (b"{}",))
+    assert len(asked) == 1
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client.recv(1)
+    assert not scene.front.look()
+    assert client.recv(1000) == 3 * ANSWERED
+    scene.front.reply(address, wire.OK, b"1", (b"{}",))
+    assert len(asked) == 2
+
+
+# The connection itself.
+
+
+def test_the_kernel_tells_who_has_connected(scene: Scene) -> None:
+    scene.raw(HELLO, request())
+    found = Peers(Principals(()), os.getuid()).local(scene.receive().connection)
+    assert (found.name, found.pid) == (f"local:{os.getuid()}", os.getpid())
+    assert found.roles == set(Role)
+
+
+def test_what_was_sent_before_the_end_arrives(scene: Scene) -> None:
+    client = greeted(scene.raw(HELLO, request()))
+    address = scene.receive().address
+    large = bytes(4 << 20)
+    for _ in range(3):
+        assert scene.front.reply(address, wire.OK, b"1", (b"{}", large))
+    received: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(ConnectionResetError):
+            while data := client.recv(1 << 20):
+                received.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    scene.front.close(int(WAIT_S * 1000))
+    reader.join()
+    assert sum(map(len, received)) > 3 * len(large)
+
+
+def test_the_end_waits_for_a_client_that_reads_nothing_no_longer_than_it_may(scene: Scene) -> None:
+    scene.raw(HELLO, request())
+    scene.front.reply(scene.receive().address, wire.OK, b"1", (b"{}", bytes(4 << 20)))
+    begun = time.monotonic()
+    scene.front.close(200)
+    assert 0.2 <= time.monotonic() - begun < WAIT_S / 2
+    assert scene.unread.total == 0
+
+
+def test_connections_survive_when_the_path_is_bound_again(scene: Scene) -> None:
+    client = greeted(scene.raw(HELLO, request()))
+    address = scene.receive().address
+    Path(scene.front.endpoint.removeprefix("ipc://")).unlink()
+    assert scene.front.restore(scene.front.endpoint)
+    scene.raw(HELLO, request(b"2"))
+    assert scene.receive().body == [b"kind", b"2"]
+    scene.front.answer(address, b"1", {})
+    assert client.recv(100) == ANSWERED
+
+
+def test_nothing_stays_open(tmp_path: Path) -> None:
+    with leaving_no_descriptor():
+        for _ in range(3):
+            scene = Scene(tmp_path)
+            scene.raw(HELLO, request())
+            scene.receive()
+            scene.close()
+    assert list(tmp_path.iterdir()) == []
