@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,35 @@ def test_a_router_gets_the_address_and_reports_an_unknown_peer(sockets: Sockets)
     with pytest.raises(zmq.ZMQError) as raised:
         frames.send(router, [b"nobody", b"", b"reply"])
     assert raised.value.errno == zmq.EHOSTUNREACH
+
+
+def test_a_message_comes_with_a_property_of_its_connection(tmp_path: Path) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router, dealer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+    try:
+        endpoint = f"ipc://{tmp_path}/s"
+        router.bind(endpoint)
+        dealer.connect(endpoint)
+        for body in ([b"", b"kind", LARGE], [b""], [b"1", b"2", b"3", b"4"]):
+            frames.send(dealer, body)
+            assert router.poll(60_000)
+            found = frames.receive_from(router, 3, "Peer-Address")
+            assert found is not None
+            message, sender = found
+            assert [bytes(memoryview(frame)) for frame in message[1:]] == body[:2]
+            assert sender is not None
+            assert sender.endswith(f":{os.geteuid()}:{os.getegid()}:{os.getpid()}")
+        assert frames.receive_from(router, 3, "Peer-Address") is None
+        frames.send(dealer, [b"", b"kind"])
+        assert router.poll(60_000)
+        found = frames.receive_from(router, 10, "User-Id")
+        assert found is not None
+        assert found[0][1:] == [b"", b"kind"]
+        assert found[1] is None
+    finally:
+        context.destroy(linger=0)
+    with pytest.raises(zmq.ZMQError):
+        frames.receive_from(router, 3, "Peer-Address")
 
 
 def test_a_full_queue_is_an_error_at_once_and_leaves_no_partial_message(sockets: Sockets) -> None:

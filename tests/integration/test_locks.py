@@ -6,19 +6,25 @@ What must be allowed comes from the one table, so a new operation is tested as s
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
-from made_locks import Keys, make_keys, make_locks
-from running import STEP_S, Running
+from asker import CAN_BE_OTHERS, NO_ANSWER, Asker, LocalAsker
+from made_locks import PRINCIPALS as PRINCIPALS_FILE
+from made_locks import SERVER_KEY, make_keys, make_locks, write_principals
+from running import START_S, STEP_S, Running
+from without_privileges import NOBODY
 
 from multitower import wire
 from multitower.errors import Reason
+from multitower.exit_codes import Exit
 from multitower.supervisor.config.principals import Role
 from multitower.supervisor.security.operations import OPERATIONS, Operation, Scope
 
@@ -32,43 +38,11 @@ models:
 - {name: theirs, handler: 'handlers:Echo', batching: {max_batch_size: 4}}
 """
 
-ANSWER_MS = int(STEP_S * 1000)
+NOT_ANSWERED_S = 0.5
+"""Seconds for which an answer that must not come is waited for."""
 
-
-class Asker:
-    """A socket that asks as a client may, or must not."""
-
-    def __init__(self, endpoint: str, keys: Keys | None = None, server: str | None = None, *hop: bytes) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = self._context.socket(zmq.DEALER)
-        self.socket.set(zmq.LINGER, 0)
-        if server is not None and keys is not None:
-            self.socket.set(zmq.CURVE_SERVERKEY, server.encode())
-            self.socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
-            self.socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
-        self._hop = hop
-        self._ids = itertools.count()
-        self.socket.connect(endpoint)
-
-    def send(self, kind: bytes, header: dict[str, Any], *tensors: bytes) -> bytes:
-        id = str(next(self._ids)).encode()
-        self.socket.send_multipart([*self._hop, b"", kind, id, wire.dump_json(header), *tensors])
-        return id
-
-    def ask(self, kind: bytes, header: dict[str, Any], *tensors: bytes, timeout_ms: int = ANSWER_MS) -> str:
-        """Asks, and returns the reason of the error; `ok` without one, `no answer` without an answer in time."""
-        id = self.send(kind, header, *tensors)
-        if not self.socket.poll(timeout_ms):
-            return "no answer"
-        frames = self.socket.recv_multipart()
-        assert frames[: len(self._hop)] == list(self._hop)
-        delimiter, outcome, replied, body, *_ = frames[len(self._hop) :]
-        assert (delimiter, replied) == (b"", id)
-        self.message = body.decode()
-        return "ok" if outcome == wire.OK else str(json.loads(body)["error"]["reason"])
-
-    def close(self) -> None:
-        self._context.destroy(linger=0)
+REVOKED_S = 1.0
+"""Seconds within which a principal that was revoked is out."""
 
 
 def header_of(operation: Operation, model: str | None) -> tuple[dict[str, Any], list[bytes]]:
@@ -125,14 +99,10 @@ def expected(operation: Operation, who: Who | None, model: str | None) -> str | 
 class Locked(Running):
     """A daemon with locks, and the keys to it."""
 
-    def __init__(self, folder: Path, config: str = CONFIG, **arguments: Any) -> None:
+    def __init__(self, folder: Path, config: str = CONFIG) -> None:
         self.folder = folder
         self.keys = {who.name: make_keys() for who in PRINCIPALS}
-        self.server = make_locks(folder, self.entries()).public
-        super().__init__(folder, config, **arguments)
-
-    def entries(self) -> list[dict[str, Any]]:
-        return [
+        self.entries = [
             {
                 "name": who.name,
                 "roles": list(who.roles),
@@ -141,18 +111,31 @@ class Locked(Running):
             }
             for who in PRINCIPALS
         ]
+        self.server = make_locks(folder, self.entries).public
+        self._tcp = ""
+        super().__init__(folder, config)
 
     @property
     def tcp(self) -> str:
-        line = self.wait_line("daemon started")
-        return next(endpoint for endpoint in line["listen"].split(",") if endpoint.startswith("tcp://"))
+        if not self._tcp:
+            listening = self.wait_line("daemon started")["listen"].split(",")
+            self._tcp = next(endpoint for endpoint in listening if endpoint.startswith("tcp://"))
+        return self._tcp
+
+    @property
+    def front(self) -> str:
+        return self.endpoint.removeprefix("ipc://")
 
     @property
     def control(self) -> str:
-        return f"ipc://{self.wait_line('daemon started')['runtime_dir']}/control.sock"
+        return str(self.runtime_dir / "control.sock")
 
-    def asker(self, name: str) -> Asker:
-        return Asker(self.tcp, self.keys[name], self.server)
+    def reload(self, entries: list[dict[str, Any]], outcome: str = "reloaded") -> dict[str, Any]:
+        """Writes the principals, reloads, and returns the line of the log for the outcome."""
+        write_principals(self.folder / PRINCIPALS_FILE, entries)
+        seen = len(self.lines)
+        self.signal(signal.SIGHUP)
+        return self.wait_line(outcome, STEP_S, after=seen)
 
 
 @pytest.fixture(scope="module")
@@ -161,22 +144,30 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
         yield running.wait_ready()
 
 
+Open = Callable[[Asker], Asker]
+
+
 @pytest.fixture
-def ask(daemon: Locked) -> Iterator[Any]:
+def closing() -> Iterator[Open]:
+    """Closes what it is given when the test has ended."""
     made: list[Asker] = []
 
-    def make(*arguments: Any) -> Asker:
-        made.append(Asker(*arguments))
-        return made[-1]
+    def keep(asker: Asker) -> Asker:
+        made.append(asker)
+        return asker
 
-    yield make
+    yield keep
     for asker in made:
         asker.close()
 
 
-@pytest.mark.parametrize("who", PRINCIPALS, ids=lambda who: who.name)
-def test_a_key_opens_what_the_table_says_over_tcp(daemon: Locked, ask: Any, who: Who) -> None:
-    asker = ask(daemon.tcp, daemon.keys[who.name], daemon.server)
+def by_key(daemon: Locked, name: str) -> Asker:
+    return Asker(daemon.tcp, daemon.keys[name], daemon.server)
+
+
+def check_front(asker: Asker, who: Who) -> None:
+    """Asks for everything at an endpoint for clients, and compares with the table."""
+    refusals: dict[tuple[str, str], set[str]] = {}
     for operation, model in itertools.product(OPERATIONS.values(), ASKED):
         header, tensors = header_of(operation, model)
         reason = asker.ask(operation.kind, header, *tensors)
@@ -185,6 +176,254 @@ def test_a_key_opens_what_the_table_says_over_tcp(daemon: Locked, ask: Any, who:
             assert reason == Reason.KIND_UNKNOWN  # an order, which is none here: nothing is looked for
         elif refusal is not None:
             assert reason == refusal, (operation.name, model)
+            refusals.setdefault((operation.name, reason), set()).add(asker.message)
         else:
             assert reason not in (Reason.FORBIDDEN, Reason.UNAUTHENTICATED), (operation.name, model)
             assert model != "mine" or reason == "ok", (operation.name, asker.message)
+    for messages in refusals.values():  # the same for a model that exists and one that does not
+        assert len(messages) == 1
+        assert "theirs" not in messages.pop()
+
+
+def check_orders(asker: Asker, who: Who | None) -> None:
+    """Does the same at the control endpoint."""
+    answered = {wire.SERVER_LIVE, wire.SERVER_READY, wire.SERVER_METADATA, wire.STATUS, wire.METRICS}
+    answered |= {operation.kind for operation in OPERATIONS.values() if Role.OPERATE in operation.roles}
+    for operation, model in itertools.product(OPERATIONS.values(), ASKED):
+        header, tensors = header_of(operation, model)
+        reason = asker.ask(operation.kind, header, *tensors)
+        refusal = expected(operation, who, model)
+        if refusal is not None:
+            assert reason == refusal, (operation.name, model)
+        elif operation.kind not in answered:
+            assert reason == Reason.KIND_UNKNOWN
+        else:
+            assert reason not in (Reason.FORBIDDEN, Reason.UNAUTHENTICATED, Reason.KIND_UNKNOWN), operation.name
+
+
+# Over tcp.
+
+
+@pytest.mark.parametrize("who", PRINCIPALS, ids=lambda who: who.name)
+def test_over_tcp_a_key_opens_what_the_table_says(daemon: Locked, closing: Open, who: Who) -> None:
+    check_front(closing(by_key(daemon, who.name)), who)
+
+
+@pytest.mark.parametrize("which", ["no key", "wrong key", "wrong key of the daemon"])
+def test_over_tcp_nothing_answers_without_the_right_key(daemon: Locked, closing: Open, which: str) -> None:
+    keys, server = daemon.keys["everything"], daemon.server
+    asker = {
+        "no key": lambda: Asker(daemon.tcp),
+        "wrong key": lambda: Asker(daemon.tcp, make_keys(), server),
+        "wrong key of the daemon": lambda: Asker(daemon.tcp, keys, make_keys().public),
+    }[which]()
+    closing(asker)
+    for kind in (wire.SERVER_LIVE, wire.STATUS):
+        assert asker.ask(kind, {}, timeout_s=NOT_ANSWERED_S) == NO_ANSWER
+    assert closing(by_key(daemon, "everything")).ask(wire.STATUS, {}) == "ok"
+
+
+def test_a_principal_with_some_models_does_not_learn_the_names_of_others(daemon: Locked, closing: Open) -> None:
+    asker = closing(by_key(daemon, "everything-mine"))
+    for operation in OPERATIONS.values():
+        header, tensors = header_of(operation, "mine-there-is-none")
+        if operation.kind in wire.KINDS and operation.scope in (Scope.MODEL, Scope.MODEL_OR_DAEMON):
+            asker.ask(operation.kind, header, *tensors)
+            assert "theirs" not in asker.message, operation.name
+    header = {"model_name": "mine", "slot": 0}
+    assert asker.ask(wire.STATUS, header) == Reason.FORBIDDEN
+
+
+def test_what_an_allowed_header_says_is_decided_for_each_peer(daemon: Locked, closing: Open) -> None:
+    header, tensors = header_of(OPERATIONS[wire.INFER], "theirs")
+    allowed, forbidden = closing(by_key(daemon, "infers")), closing(by_key(daemon, "infers-mine"))
+    for _ in range(2):
+        assert allowed.ask(wire.INFER, header, *tensors) == "ok"
+        assert forbidden.ask(wire.INFER, header, *tensors) == Reason.FORBIDDEN
+
+
+# Over Unix sockets.
+
+LOCAL = Who("local", tuple(Role))
+OTHERS = Who("others", (Role.INFER, Role.OBSERVE))
+needs_others = pytest.mark.skipif(not CAN_BE_OTHERS, reason="only root can connect as another user")
+
+
+def test_over_ipc_the_daemons_own_user_may_do_everything(daemon: Locked, closing: Open) -> None:
+    check_front(closing(Asker(daemon.endpoint)), LOCAL)
+
+
+@pytest.fixture
+def admitting(daemon: Locked) -> Iterator[None]:
+    """Lets the file's mode admit other users, as a group that they belong to would."""
+    path = Path(daemon.front)
+    modes = {each: each.stat().st_mode & 0o777 for each in (path, path.parent)}
+    path.chmod(0o666)
+    path.parent.chmod(0o711)
+    yield
+    for each, mode in modes.items():
+        each.chmod(mode)
+
+
+@needs_others
+@pytest.mark.parametrize(
+    "claims", [{}, {"User-Id": "everything", "Peer-Address": "localhost:0:0:1"}], ids=["", "lying"]
+)
+def test_over_ipc_other_users_infer_and_observe(
+    daemon: Locked, admitting: None, closing: Open, claims: dict[str, str]
+) -> None:
+    claims = {name: daemon.keys[value].public if name == "User-Id" else value for name, value in claims.items()}
+    check_front(closing(LocalAsker(daemon.front, NOBODY, **claims)), OTHERS)
+
+
+def test_orders_are_the_daemons_own_users(daemon: Locked, closing: Open) -> None:
+    check_orders(closing(Asker(f"ipc://{daemon.control}")), LOCAL)
+
+
+@needs_others
+def test_other_users_cannot_reach_the_control_endpoint_by_its_path(daemon: Locked) -> None:
+    with pytest.raises(PermissionError):
+        LocalAsker(daemon.control, NOBODY)
+
+
+@pytest.mark.parametrize("hop", [(b"anonymous",), (b"0123456789abcdef",), (b"x", b"y")], ids=["none", "void", "two"])
+def test_an_order_behind_a_handle_gets_no_more_than_the_handle(
+    daemon: Locked, closing: Open, hop: tuple[bytes, ...]
+) -> None:
+    check_orders(closing(Asker(f"ipc://{daemon.control}", hop=hop)), None)
+
+
+# Changes.
+
+
+class Load:
+    """Requests of a principal, one after the other, until it is stopped."""
+
+    def __init__(self, asker: Asker) -> None:
+        self.answers = 0
+        self.failed: list[str] = []
+        self._asker = asker
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        header, tensors = header_of(OPERATIONS[wire.INFER], "mine")
+        while not self._stop.is_set():
+            reason = self._asker.ask(wire.INFER, header, *tensors)
+            self.answers += 1
+            if reason != "ok":
+                self.failed.append(reason)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._asker.close()
+
+
+def changed(entries: list[dict[str, Any]], name: str, **keys: Any) -> list[dict[str, Any]]:
+    return [entry | keys if entry["name"] == name else entry for entry in entries]
+
+
+def test_keys_rotate_and_a_principal_is_revoked_under_load(daemon: Locked, closing: Open) -> None:
+    loads = [Load(by_key(daemon, "infers")), Load(Asker(daemon.endpoint))]
+    try:
+        revoked = closing(by_key(daemon, "everything-mine"))
+        header, tensors = header_of(OPERATIONS[wire.INFER], "mine")
+        assert revoked.ask(wire.INFER, header, *tensors) == "ok"
+        new = make_keys()
+        daemon.reload(
+            changed(daemon.entries, "infers-mine", public_key=[daemon.keys["infers-mine"].public, new.public])
+        )
+        for keys in (daemon.keys["infers-mine"], new):
+            assert closing(Asker(daemon.tcp, keys, daemon.server)).ask(wire.INFER, header, *tensors) == "ok"
+        old = closing(by_key(daemon, "infers-mine"))
+        assert old.ask(wire.INFER, header, *tensors) == "ok"
+
+        left = [entry for entry in daemon.entries if entry["name"] != "everything-mine"]
+        write_principals(daemon.folder / PRINCIPALS_FILE, changed(left, "infers-mine", public_key=new.public))
+        began = time.monotonic()
+        daemon.signal(signal.SIGHUP)
+        # The connections stay, and each further request on them is refused.
+        while revoked.ask(wire.INFER, header, *tensors) == "ok":
+            assert time.monotonic() - began < STEP_S
+        took_s = time.monotonic() - began
+        for kind in (wire.INFER, wire.STATUS, wire.METRICS):
+            assert revoked.ask(kind, header, *(tensors if kind == wire.INFER else [])) == Reason.UNAUTHENTICATED
+        assert revoked.ask(wire.SERVER_LIVE, {}) == "ok"
+        assert old.ask(wire.INFER, header, *tensors) == Reason.UNAUTHENTICATED
+        again = closing(by_key(daemon, "everything-mine"))
+        assert again.ask(wire.SERVER_LIVE, {}, timeout_s=NOT_ANSWERED_S) == NO_ANSWER
+        assert closing(Asker(daemon.tcp, new, daemon.server)).ask(wire.INFER, header, *tensors) == "ok"
+    finally:
+        for load in loads:
+            load.stop()
+        daemon.reload(daemon.entries)
+    assert [load.failed for load in loads] == [[], []]
+    assert all(load.answers > 10 for load in loads)
+    assert took_s < REVOKED_S * 10  # other tests use the cores, too
+
+
+def test_roles_and_models_change_on_a_connection_that_is_open(daemon: Locked, closing: Open) -> None:
+    asker = closing(by_key(daemon, "observes"))
+    assert asker.ask(wire.METRICS, {}) == "ok"
+    try:
+        daemon.reload(changed(daemon.entries, "observes", roles=["infer"], models=["theirs"]))
+        assert asker.ask(wire.METRICS, {}) == Reason.FORBIDDEN
+        for model, reason in (("theirs", "ok"), ("mine", Reason.FORBIDDEN)):
+            header, tensors = header_of(OPERATIONS[wire.INFER], model)
+            assert asker.ask(wire.INFER, header, *tensors) == reason
+    finally:
+        daemon.reload(daemon.entries)
+    assert asker.ask(wire.METRICS, {}) == "ok"
+
+
+def test_a_wrong_file_is_refused_whole_and_changes_nothing(daemon: Locked, closing: Open) -> None:
+    asker = closing(by_key(daemon, "observes"))
+    assert asker.ask(wire.METRICS, {}) == "ok"
+    wrong = [*changed(daemon.entries, "observes", roles=["infer"]), {"name": "new", "roles": ["admin"]}]
+    try:
+        line = daemon.reload(wrong, "reload refused: nothing has changed")
+        assert f"principals.yaml:{len(wrong) + 1}:" in line["cause"]
+        assert "'admin' is not a role" in line["cause"]
+        assert asker.ask(wire.METRICS, {}) == "ok"
+        (daemon.folder / PRINCIPALS_FILE).chmod(0o666)
+        seen = len(daemon.lines)
+        daemon.signal(signal.SIGHUP)
+        refused = daemon.wait_line("reload refused", STEP_S, after=seen)
+        assert "others may write" in refused["cause"]
+    finally:
+        (daemon.folder / PRINCIPALS_FILE).chmod(0o644)
+        daemon.reload(daemon.entries)
+
+
+def test_locks_do_not_come_or_go_while_the_daemon_runs(daemon: Locked) -> None:
+    text = daemon.config.read_text()
+    try:
+        without = "\n".join(line for line in text.splitlines() if not line.startswith("security"))
+        daemon.config.write_text(without.replace(', "tcp://127.0.0.1:*"', ""))
+        line = daemon.reload(daemon.entries, "reload refused")
+        assert "security cannot change while the daemon runs" in line["cause"].replace("listen, ", "")
+    finally:
+        daemon.config.write_text(text)
+        daemon.reload(daemon.entries)
+
+
+def test_a_secret_that_others_may_read_is_a_start_failure(tmp_path: Path) -> None:
+    with Locked(tmp_path) as first:
+        assert first.wait_line("daemon started", START_S)
+        (tmp_path / SERVER_KEY).chmod(0o640)
+        first.reload(first.entries, "reload refused")
+        assert first.end() == Exit.OK
+    with Running(tmp_path, CONFIG) as second:
+        assert second.wait_end(START_S) == Exit.CONFIG
+        assert "others may use" in second.stderr
+        assert os.fspath(tmp_path / SERVER_KEY) in second.stderr
+
+
+def test_insecure_is_said(tmp_path: Path) -> None:
+    config = CONFIG.replace("127.0.0.1:*", "0.0.0.0:*") + "insecure: true\n"
+    lines = [line for line in config.splitlines() if not line.startswith("security")]
+    with Running(tmp_path, "\n".join(lines)) as daemon:
+        line = daemon.wait_line("insecure is set")
+        assert (line["level"], line["security"]) == ("warning", False)

@@ -1,0 +1,217 @@
+"""Who sent a message at each way in, and what the ZAP handler answers."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+from fake_front import ADDRESS, FakeFront
+from made_locks import make_keys
+from zmq.utils import z85
+
+from multitower import wire
+from multitower.supervisor.config.principals import Principal, Principals, Role
+from multitower.supervisor.loop.background import BackgroundJobs
+from multitower.supervisor.loop.containment import ErrorLog
+from multitower.supervisor.loop.history import EventHistory
+from multitower.supervisor.routing.clients import Clients
+from multitower.supervisor.routing.recent import RefusedRequests
+from multitower.supervisor.security.entrance import (
+    ControlEntrance,
+    CurveEntrance,
+    Entrance,
+    GatewayEntrance,
+    LocalEntrance,
+)
+from multitower.supervisor.security.locks import Locks
+from multitower.supervisor.security.peers import NOBODY
+from multitower.supervisor.security.zap import BURST, DOMAIN, ENDPOINT, ZapHandler
+
+KEYS = make_keys()
+ONE = Principal("one", frozenset({Role.INFER}), models=("mine",), public_keys=(KEYS.public,))
+OWN = f"localhost:{os.geteuid()}:0:4711"
+OTHERS = f"localhost:{os.geteuid() + 1}:0:4712"
+
+
+@pytest.fixture
+def locks() -> Iterator[Locks]:
+    background = BackgroundJobs()
+    yield Locks(Principals([ONE]), background, EventHistory())
+    background.close()
+
+
+def test_over_tcp_the_key_says_who_it_is(locks: Locks) -> None:
+    entrance = CurveEntrance(locks)
+    assert entrance.of_connection == "User-Id"
+    assert entrance.identify(ADDRESS, KEYS.public).principal is ONE
+    for other in (make_keys().public, None, OWN):
+        assert entrance.identify(ADDRESS, other) is NOBODY
+    locks.apply(Principals())
+    assert entrance.identify(ADDRESS, KEYS.public) is NOBODY
+
+
+def test_over_ipc_the_kernel_says_who_it_is(locks: Locks) -> None:
+    entrance = LocalEntrance(locks)
+    assert entrance.of_connection == "Peer-Address"
+    assert entrance.identify(ADDRESS, OWN).roles == frozenset(Role)
+    assert entrance.identify(ADDRESS, OTHERS).roles == {Role.INFER, Role.OBSERVE}
+    assert entrance.identify(ADDRESS, None) is NOBODY
+    assert entrance.identify(ADDRESS, KEYS.public) is NOBODY
+
+
+def give(locks: Locks) -> bytes:
+    """A handle of the principal, as the gateway gets it for a certificate."""
+    answers: list[Any] = []
+    locks.authenticator.answer({"certificate_name": "one", "from": "192.0.2.1:5"}, answers.append)
+    return str(answers[0]["handle"]).encode()
+
+
+@pytest.mark.parametrize("kind", [GatewayEntrance, lambda locks: ControlEntrance(locks, tuple)])
+def test_a_handle_says_for_whom_the_gateway_asks(locks: Locks, kind: Any) -> None:
+    entrance: Entrance = kind(locks)
+    handle = give(locks)
+    peer = entrance.identify((b"r", handle), OWN)
+    assert (peer.name, peer.origin) == ("one", "192.0.2.1:5")
+    for address in ((b"r", b"anonymous"), (b"r", b"0" * 16), (b"r", handle, handle), (b"r", b"x", handle)):
+        assert entrance.identify(address, OWN) is NOBODY
+    for connection in (OTHERS, None, ""):
+        assert entrance.identify((b"r", handle), connection) is NOBODY
+    locks.apply(Principals())
+    assert entrance.identify((b"r", handle), OWN) is NOBODY
+
+
+def test_the_gateway_has_no_rights_of_its_own(locks: Locks) -> None:
+    assert GatewayEntrance(locks).identify(ADDRESS, OWN) is NOBODY
+    pids: set[int] = set()
+    control = ControlEntrance(locks, lambda: pids)
+    assert control.identify(ADDRESS, OWN).roles == frozenset(Role)
+    pids.add(4711)
+    assert control.identify(ADDRESS, OWN) is NOBODY
+    assert control.identify(ADDRESS, OWN.replace("4711", "4710")).roles == frozenset(Role)
+
+
+# Nothing looks for a model before it is decided.
+
+
+class Untouched:
+    """Fails when anything of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was used for a request that is refused")
+
+
+class Guarded(FakeFront):
+    def __init__(self, entrance: Entrance, connection: str | None, body: list[Any]) -> None:
+        super().__init__(body)
+        self.entrance = entrance  # type: ignore[assignment]
+        assert self._incoming is not None
+        self._incoming.connection = connection
+
+
+GUARDED = sorted(wire.KINDS - {wire.SERVER_LIVE, wire.SERVER_READY})
+REFUSED = [(kind, None, "unauthenticated") for kind in GUARDED]
+REFUSED += [(kind, KEYS.public, "forbidden") for kind in GUARDED if kind not in (wire.CANCEL, wire.SERVER_METADATA)]
+
+
+@pytest.mark.parametrize(("kind", "connection", "reason"), REFUSED)
+def test_what_is_refused_looks_for_no_model(locks: Locks, kind: bytes, connection: str | None, reason: str) -> None:
+    untouched: Any = Untouched()
+    header = wire.dump_json({"model_name": "theirs", "inputs": []})
+    front = Guarded(CurveEntrance(locks), connection, [kind, b"id", header])
+    admission: Any = type("Admission", (), {"check_size": lambda self, size: None})()
+    clients = Clients(untouched, admission, untouched, {}, ErrorLog(untouched), RefusedRequests())
+    clients.receive(front)  # type: ignore[arg-type]
+    ((outcome, id, body),) = front.replies
+    assert (outcome, id) == (wire.ERROR, b"id")
+    assert wire.load_header(body[0])["error"]["reason"] == reason
+
+
+# The ZAP handler.
+
+
+class Asking:
+    """The handler, and a socket that asks it as libzmq does."""
+
+    def __init__(self, locks: Locks) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.zap = ZapHandler(self._context, locks)
+        self.rechecked = 0
+        self.zap.recheck = self._recheck
+        self.asking = self._context.socket(zmq.DEALER)
+        self.asking.set(zmq.RCVTIMEO, 60_000)
+        self.asking.connect(ENDPOINT)
+
+    def _recheck(self) -> None:
+        self.rechecked += 1
+
+    def ask(self, *frames: bytes) -> list[bytes]:
+        self.asking.send_multipart([b"", *frames])
+        assert self.zap.socket.poll(60_000)
+        self.zap.receive()
+        return self.asking.recv_multipart()
+
+    def close(self) -> None:
+        self.zap.close()
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def asking(locks: Locks) -> Iterator[Asking]:
+    made = Asking(locks)
+    yield made
+    made.close()
+
+
+KEY = z85.decode(KEYS.public)
+GOOD = (b"1.0", b"7", DOMAIN, b"192.0.2.1", b"", b"CURVE", KEY)
+
+
+def test_a_key_of_a_principal_is_admitted_under_its_name(asking: Asking) -> None:
+    assert asking.ask(*GOOD) == [b"", b"1.0", b"7", b"200", b"OK", KEYS.public.encode(), b""]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(6, bytes(32)), (6, KEY[:31]), (6, b""), (5, b"NULL"), (5, b"PLAIN"), (2, b""), (2, b"global")],
+)
+def test_anything_else_is_refused(asking: Asking, locks: Locks, place: int, value: bytes) -> None:
+    request = [*GOOD]
+    request[place] = value
+    answer = asking.ask(*request)
+    assert answer[3] == b"400"
+    assert answer[5] == b""
+    assert locks.failures.counts == {("mt1", "unknown_key"): 1}
+
+
+def test_credentials_of_another_number_are_refused(asking: Asking) -> None:
+    assert asking.ask(*GOOD[:6])[3] == b"400"
+    assert asking.ask(*GOOD, KEY)[3] == b"400"
+
+
+def test_a_revoked_key_is_refused(asking: Asking, locks: Locks) -> None:
+    locks.apply(Principals())
+    assert asking.ask(*GOOD)[3] == b"400"
+
+
+@pytest.mark.parametrize("request_", [[b"1.0"], [b"2.0", *GOOD[1:]], [b""] * 9, [b"x"] * 40])
+def test_what_is_no_request_is_not_answered(asking: Asking, request_: list[bytes]) -> None:
+    asking.asking.send_multipart([b"", *request_])
+    assert asking.zap.socket.poll(60_000)
+    asking.zap.receive()
+    assert asking.ask(*GOOD)[3] == b"200"
+
+
+def test_many_requests_leave_turns_to_others(asking: Asking) -> None:
+    for number in range(BURST + 5):
+        asking.asking.send_multipart([b"", b"1.0", struct.pack(">I", number), *GOOD[2:]])
+    assert asking.zap.socket.poll(60_000)
+    asking.rechecked = 0
+    asking.zap.receive()
+    assert asking.rechecked == BURST + 1  # with each answer, and once since some are left
+    asking.zap.receive()
+    for number in range(BURST + 5):
+        assert asking.asking.recv_multipart()[2] == struct.pack(">I", number)
