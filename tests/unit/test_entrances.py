@@ -17,7 +17,6 @@ from multitower import wire
 from multitower.supervisor.config.principals import Principal, Principals, Role
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.containment import ErrorLog
-from multitower.supervisor.loop.history import EventHistory
 from multitower.supervisor.routing.clients import Clients
 from multitower.supervisor.routing.recent import RefusedRequests
 from multitower.supervisor.security.entrance import (
@@ -40,7 +39,7 @@ OTHERS = f"localhost:{os.geteuid() + 1}:0:4712"
 @pytest.fixture
 def locks() -> Iterator[Locks]:
     background = BackgroundJobs()
-    yield Locks(Principals([ONE]), background, EventHistory())
+    yield Locks(Principals([ONE]), background)
     background.close()
 
 
