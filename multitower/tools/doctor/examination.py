@@ -25,6 +25,7 @@ from multitower.tools.doctor import (
     gateway,
     gpu_driver,
     limits,
+    locks,
     machine,
     memory,
     models,
@@ -63,6 +64,9 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     installed = packages.installed_versions([name for name in required if name != "Python"] or _BASE_PACKAGES)
     yield from packages.findings(installed, required, tensorflow_needed=bool(with_tensorflow))
     yield packages.compiled_finding(not_compiled())
+    keras = packages.keras_finding(needed=any(spec.format.platform == "keras" for spec in specs))
+    if keras is not None:
+        yield keras
     bytecode = packages.bytecode_finding() if with_tensorflow else None
     if bytecode is not None:
         yield bytecode
@@ -84,6 +88,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     yield temporary_files.finding(needed=temporary_folder_needed)
     yield from endpoints.findings(config.listen, config.runtime_dir)
     yield from gateway.findings(config)
+    yield from locks.findings(config)
     yield from tracing.findings(config)
     yield from request_log.findings(config)
 

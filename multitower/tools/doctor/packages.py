@@ -17,6 +17,8 @@ SECTION: Final = "versions"
 TENSORFLOW: Final = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu")
 """Distributions that contain the package `tensorflow`."""
 
+SAFE_KERAS: Final = "3.14"
+
 _EXTRAS: Final = ("server", "tensorflow")
 _REQUIREMENT: Final = re.compile(r"([A-Za-z0-9._-]+)>=([0-9][0-9A-Za-z.]*)\s*(?:;\s*extra == ['\"]([a-z]+)['\"])?")
 
@@ -91,6 +93,23 @@ def compiled_finding(interpreted: Sequence[str]) -> Finding:
     text = f"multitower's data path uses more CPU time, because it is not compiled: {join_names(interpreted, 3)}"
     advice = "`pip install .` in the folder of its sources compiles it where a C compiler and Python's headers are"
     return Finding(SECTION, Level.NOTE, text, advice)
+
+
+def keras_finding(*, needed: bool) -> Finding | None:
+    """A finding if Keras is one of the versions that run code hidden in a model's archive although told not to.
+
+    Args:
+        needed: whether a model is loaded by it.
+
+    Returns:
+        None if it is newer, or not installed.
+    """
+    version = _version("keras")
+    if version is None or not _is_old(version, SAFE_KERAS):
+        return None
+    text = f"Keras {version} runs code from archives of models that are made to do so (CVE-2026-1462)"
+    advice = f"pip install --upgrade 'keras>={SAFE_KERAS}'; with any version, serve only models that you trust"
+    return Finding(SECTION, Level.WARNING if needed else Level.NOTE, text, advice)
 
 
 def bytecode_finding() -> Finding | None:
