@@ -67,7 +67,7 @@ def _content(der: bytes, wanted: int) -> bytes:
 
 def _elements(der: bytes, most: int = 1 << 16) -> list[tuple[int, bytes]]:
     """The elements that follow each other, as tags and contents."""
-    elements = []
+    elements: list[tuple[int, bytes]] = []
     position = 0
     while position < len(der) and len(elements) < most:
         tag, length = der[position], der[position + 1]
