@@ -148,18 +148,18 @@ def certificate_finding(what: str, path: Path, now: datetime) -> Finding:
         path: of the file, in PEM.
         now: the time.
     """
-    renew = "renew it: the gateway reads it again when the file changes"
+    advice = "replace it: the gateway reads it again when the file changes"
     try:
         validities = read_validities(path)
     except CertificateError as error:
-        return Finding(SECTION, Level.PROBLEM, f"{what}: {error}", renew)
+        return Finding(SECTION, Level.PROBLEM, f"{what}: {error}", advice)
     begins, ends = max(each.begins for each in validities), min(each.ends for each in validities)
     if ends <= now:
-        return Finding(SECTION, Level.PROBLEM, f"{what}: {path} expired on {ends:%Y-%m-%d}", renew)
+        return Finding(SECTION, Level.PROBLEM, f"{what}: {path} expired on {ends:%Y-%m-%d}", advice)
     if begins > now:
-        advice = "check the machine's clock"
-        return Finding(SECTION, Level.PROBLEM, f"{what}: {path} is not valid before {begins:%Y-%m-%d}", advice)
+        text = f"{what}: {path} is not valid before {begins:%Y-%m-%d}"
+        return Finding(SECTION, Level.PROBLEM, text, "check the machine's clock")
     text = f"{what}: {path} is valid until {ends:%Y-%m-%d}"
     if ends - now < SOON:
-        return Finding(SECTION, Level.WARNING, f"{text}, in {with_number((ends - now).days, 'day')}", renew)
+        return Finding(SECTION, Level.WARNING, f"{text}, in {with_number((ends - now).days, 'day')}", advice)
     return Finding(SECTION, Level.OK, text)
