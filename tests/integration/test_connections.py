@@ -253,8 +253,13 @@ def test_a_number_that_an_eventfd_has_by_now_is_not_counted_as_a_connection(fold
         with socket.socket(socket.AF_UNIX) as client:
             before = sockets()
             client.connect(str(path))
-            listener.accept()  # libzmq reports the connection, but `connections` does not read it yet
-            wait_until(lambda: len(sockets() - before) == 1)
+
+            def accepted_by_libzmq() -> bool:
+                # One call lets libzmq accept for 2 ms, in which its thread need not have run.
+                listener.accept()
+                return len(sockets() - before) == 1
+
+            wait_until(accepted_by_libzmq)  # libzmq reports the connection, but `connections` does not read it yet
             (accepted,) = sockets() - before
         wait_until(lambda: accepted not in sockets())
         number = -1
