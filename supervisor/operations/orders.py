@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from ..model_presence import MODEL
 from ..settings import Settings, build_settings
 from .content_hashing import comparing_ends, keep_fingerprints
 from .order_queue import READ_S, RETRY_AFTER_MS, Done, Order, OrderContext, stopping
+from .principals_reload import PrincipalsReload
 from .reload import Reload, unchangeable
 
 log = logging.getLogger("multitower.daemon")
@@ -64,6 +66,7 @@ class Orders:
         self.last_reload: LastReload | None = None
         self._context = context
         self._gateway = gateway
+        self._principals = PrincipalsReload(context.locks, context.settings, context.background, context.read_config)
         self._restarts = 0
         self._reload_submitted = False
         self._reload_again = False
@@ -78,7 +81,10 @@ class Orders:
         """
         if not self._context.lifecycle.running:
             done(stopping())
-        elif self._reload_submitted:
+            return
+        if self._context.queue.busy:
+            self._principals.start()
+        if self._reload_submitted:
             # The file may have changed after it was read.
             self._reload_again = True
             message = "a reload is under way; another one follows it"
@@ -128,9 +134,11 @@ class Orders:
                 build_settings(context.read_config(None), context.claims), present, contents, context.hasher, until
             )
 
-        context.queue.read_files(context.background, order, read, lambda outcome: self._apply(order, outcome), read_s)
+        number = self._principals.began_to_read()
+        then = functools.partial(self._apply, order, number)
+        context.queue.read_files(context.background, order, read, then, read_s)
 
-    def _apply(self, order: Order, outcome: Settings | Exception) -> None:
+    def _apply(self, order: Order, number: int, outcome: Settings | Exception) -> None:
         settings = self._context.settings
         try:
             new = accepted(outcome)
@@ -145,9 +153,8 @@ class Orders:
         except MultitowerError as error:
             event(log, logging.ERROR, "reload refused: nothing has changed", cause=error.message.removeprefix(_REFUSED))
             raise
-        if self._context.locks is not None and new.config.principals is not None:
-            # At once: whoever was removed must not get in while workers load models, nor if one of them cannot.
-            self._context.locks.apply(new.config.principals)
+        # At once: whoever was removed must not get in while workers load models, nor if one of them cannot.
+        self._principals.apply(new.config.principals, number)
         new = new.keeping_loaded({spec.name for spec in settings.current.worker_settings.models})
 
         def applied(changed: dict[str, Any], error: str | None) -> None:

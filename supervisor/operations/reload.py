@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from multitower.spec import ModelSpec
 
+from ..config.config import Config
 from ..config.security import SecurityConfig
 from ..loop.log import event
 from ..machine.placement import Placement
@@ -40,17 +41,22 @@ UNCHANGEABLE_OF_GATEWAY: Final = ("http", "grpc", "program")
 
 def unchangeable(old: Settings, new: Settings) -> str | None:
     """Returns why a running daemon cannot take the new settings; None when it can."""
-    changed = [key for key in UNCHANGEABLE if getattr(old.config, key) != getattr(new.config, key)]
-    gateway, new_gateway = old.config.gateway, new.config.gateway
+    changed = unchangeable_keys(old.config, new.config)
+    if changed:
+        return f"{', '.join(changed)} cannot change while the daemon runs: restart it"
+    return why_impossible(new.config.tracing)
+
+
+def unchangeable_keys(old: Config, new: Config) -> list[str]:
+    """Returns the keys that differ and that a running daemon cannot change."""
+    changed = [key for key in UNCHANGEABLE if getattr(old, key) != getattr(new, key)]
+    gateway, new_gateway = old.gateway, new.gateway
     if gateway is None or new_gateway is None:
         changed += ["gateway"] if gateway is not new_gateway else []
     else:
         keys = UNCHANGEABLE_OF_GATEWAY
         changed += [f"gateway.{key}" for key in keys if getattr(gateway, key) != getattr(new_gateway, key)]
-    changed += _changed_locks(old.config.security, new.config.security)
-    if changed:
-        return f"{', '.join(changed)} cannot change while the daemon runs: restart it"
-    return why_impossible(new.config.tracing)
+    return changed + _changed_locks(old.security, new.security)
 
 
 def _changed_locks(old: SecurityConfig | None, new: SecurityConfig | None) -> list[str]:

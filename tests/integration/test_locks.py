@@ -36,6 +36,7 @@ security: {curve: {secret_key: server.key_secret}, principals: principals.yaml}
 models:
 - {name: mine, handler: 'handlers:Echo', batching: {max_batch_size: 4}}
 - {name: theirs, handler: 'handlers:Echo', batching: {max_batch_size: 4}}
+- {name: slow, handler: 'handlers:BadLoader', parameters: {way: wait}, load_at_startup: false}
 """
 
 NOT_ANSWERED_S = 0.5
@@ -376,6 +377,31 @@ def test_roles_and_models_change_on_a_connection_that_is_open(daemon: Locked, cl
     finally:
         daemon.reload(daemon.entries)
     assert asker.ask(wire.METRICS, {}) == "ok"
+
+
+def test_a_principal_is_out_although_the_reload_waits_for_an_order(daemon: Locked, closing: Open) -> None:
+    revoked, orders = closing(by_key(daemon, "everything")), closing(Asker(f"ipc://{daemon.control}"))
+    assert revoked.ask(wire.STATUS, {}) == "ok"
+    answers: list[str] = []
+    seen = len(daemon.lines)
+    loading = threading.Thread(target=lambda: answers.append(orders.ask(wire.LOAD, {"model_name": "slow"})))
+    loading.start()
+    try:
+        daemon.wait_line("worker started", STEP_S, after=seen)
+        left = [entry for entry in daemon.entries if entry["name"] != "everything"]
+        write_principals(daemon.folder / PRINCIPALS_FILE, left)
+        daemon.signal(signal.SIGHUP)
+        until = time.monotonic() + STEP_S
+        while revoked.ask(wire.STATUS, {}) != Reason.UNAUTHENTICATED:
+            assert time.monotonic() < until
+        assert not answers
+    finally:
+        (daemon.folder / "wait").touch()
+        loading.join()
+        daemon.wait_line("reloaded", STEP_S, after=seen)
+        daemon.reload(daemon.entries)
+    assert answers == ["ok"]
+    assert revoked.ask(wire.STATUS, {}) == "ok"
 
 
 def test_a_wrong_file_is_refused_whole_and_changes_nothing(daemon: Locked, closing: Open) -> None:

@@ -1,0 +1,81 @@
+"""Puts the principals of a changed file in force at once, where the reload has to wait for other orders.
+
+An order may take as long as a model loads. Whoever was removed from the file must not get in for so long.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+from ..config.config import Config
+from ..config.principals import Principals
+from ..loop.background import BackgroundJobs
+from ..loop.log import event
+from ..security.locks import Locks
+from ..settings import ActiveSettings
+from .order_queue import ReadConfig
+from .reload import unchangeable_keys
+
+log = logging.getLogger("multitower.daemon")
+
+
+class PrincipalsReload:
+    """Reads principals, and puts those in force that were read last.
+
+    Args:
+        locks: the daemon's; None where there are none.
+        settings: the settings in force.
+        background: runs what would block the event loop.
+        read_config: reads the configuration file, and the principals with it.
+    """
+
+    def __init__(
+        self, locks: Locks | None, settings: ActiveSettings, background: BackgroundJobs, read_config: ReadConfig
+    ) -> None:
+        self._locks = locks
+        self._settings = settings
+        self._background = background
+        self._read_config = read_config
+        self._numbers = itertools.count(1)
+        self._applied = 0
+        self._reading = False
+        self._again = False
+
+    def began_to_read(self) -> int:
+        """Returns a number for what is read from now on; see `apply`."""
+        return next(self._numbers)
+
+    def apply(self, principals: Principals | None, number: int) -> None:
+        """Puts principals in force, unless others are that were read later.
+
+        Args:
+            principals: as read; None without locks.
+            number: what `began_to_read` returned before.
+        """
+        if self._locks is not None and principals is not None and number > self._applied:
+            self._applied = number
+            self._locks.apply(principals)
+
+    def start(self) -> None:
+        """Reads the configuration; if it is right, its principals are in force when it has been read.
+
+        What is wrong with it is left to the reload, which reads it again when its turn has come.
+        """
+        if self._locks is None:
+            return
+        if self._reading:
+            self._again = True  # the file may have changed after it was read
+            return
+        self._reading = True
+        number = self.began_to_read()
+        self._background.run(lambda: self._read_config(None), lambda outcome: self._read(outcome, number))
+
+    def _read(self, outcome: Config | Exception, number: int) -> None:
+        self._reading = False
+        if isinstance(outcome, Config) and not unchangeable_keys(self._settings.current.config, outcome):
+            self.apply(outcome.principals, number)
+            event(log, logging.INFO, "principals applied before the reload, which waits for another order")
+        again, self._again = self._again, False
+        if again:
+            self.start()
