@@ -18,7 +18,7 @@ from ..scheduling.estimate import Estimate
 from ..scheduling.request import BatchKey
 from ..scheduling.worker import Batch, Worker
 
-EXAMINED_AFTER_S: Final = 1.0
+EXAMINED_AFTER_S: Final = 0.5
 """Seconds without a heartbeat after which the state of the process is read; sooner where heartbeats are frequent."""
 
 MISSED_HEARTBEATS: Final = 1.5
@@ -27,9 +27,9 @@ MIN_LATE_S: Final = 1.0
 older than so many seconds."""
 
 OVERDUE_FACTOR: Final = 10.0
-MIN_OVERDUE_S: Final = 1.0
+MIN_OVERDUE_S: Final = 0.75
 """A worker is unresponsive while its batch has run for so many times the time that such batches take, and for at least
-so many seconds."""
+so many seconds: with the second from one look of a page to the next, less than two."""
 
 SLOW_FACTOR: Final = 3.0
 MIN_SLOW_S: Final = 0.001

@@ -103,6 +103,6 @@ def test_a_batch_that_runs_far_longer_than_others_is_told_while_it_runs(client: 
     status = wait_for(client, lambda status: "unresponsive" in conditions(status))
     (slot,) = (slot for slot in status["slots"] if slot["condition"] == "unresponsive")
     assert slot["condition_cause"].startswith("its batch has run for ")
-    assert slot["batch_running_s"] >= 1.0
+    assert slot["batch_running_s"] >= 0.75
     assert not answer.done(), "it is told before the batch has ended"
     answer.cancel()

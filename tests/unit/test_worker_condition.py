@@ -44,7 +44,7 @@ PROCESSES = {
     "stopped, while heartbeats are rare": (1.1, 60.0, "T", [], False, UNRESPONSIVE, "its process is stopped"),
     "stopped while it loads": (1.1, 1.0, "T", [], True, UNRESPONSIVE, "its process is stopped"),
     "stopped by a debugger": (1.1, 1.0, "t", [], False, UNRESPONSIVE, "its process is stopped"),
-    "short batch runs on": (0.5, 1.0, None, [(0.9, 0.001)], False, OK, None),
+    "short batch runs on": (0.5, 1.0, None, [(0.7, 0.001)], False, OK, None),
     "short batch runs for too long": (
         *(0.5, 1.0, None, [(1.1, 0.001)], False, UNRESPONSIVE),
         "its batch has run for 1.1 s; such batches take 1 ms",
