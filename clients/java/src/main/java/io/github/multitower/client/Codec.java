@@ -64,6 +64,7 @@ final class Codec {
         if (!request.versionLabel().isEmpty()) {
             header.append(",\"version_label\":").append(Json.quote(request.versionLabel()));
         }
+        request.trace().addTo(header);
         return Json.utf8(header.append("}}").toString());
     }
 

@@ -21,6 +21,7 @@ public final class InferRequest {
     private final String signature;
     private final Duration timeout; // null: the client's
     private final long priority;
+    private final TraceContext trace;
 
     private InferRequest(
             String model,
@@ -30,7 +31,8 @@ public final class InferRequest {
             String label,
             String signature,
             Duration timeout,
-            long priority) {
+            long priority,
+            TraceContext trace) {
         this.model = model;
         this.inputs = inputs;
         this.outputs = outputs;
@@ -39,6 +41,7 @@ public final class InferRequest {
         this.signature = signature;
         this.timeout = timeout;
         this.priority = priority;
+        this.trace = trace;
     }
 
     /**
@@ -59,7 +62,7 @@ public final class InferRequest {
                     Objects.requireNonNull(name, "inputs: a name");
                     Objects.requireNonNull(tensor, "inputs: the tensor of " + name);
                 });
-        return new InferRequest(model, Collections.unmodifiableMap(copy), List.of(), "", "", "", null, 0);
+        return new InferRequest(model, Collections.unmodifiableMap(copy), List.of(), "", "", "", null, 0, TraceContext.NONE);
     }
 
     /**
@@ -70,7 +73,7 @@ public final class InferRequest {
      */
     public InferRequest withOutputs(String... names) {
         List<String> wanted = List.of(Nulls.array("names", names));
-        return new InferRequest(model, inputs, wanted, version, label, signature, timeout, priority);
+        return new InferRequest(model, inputs, wanted, version, label, signature, timeout, priority, trace);
     }
 
     /**
@@ -81,7 +84,7 @@ public final class InferRequest {
      */
     public InferRequest withVersion(String version) {
         Objects.requireNonNull(version, "version");
-        return new InferRequest(model, inputs, outputs, version, "", signature, timeout, priority);
+        return new InferRequest(model, inputs, outputs, version, "", signature, timeout, priority, trace);
     }
 
     /**
@@ -92,7 +95,7 @@ public final class InferRequest {
      */
     public InferRequest withVersionLabel(String label) {
         Objects.requireNonNull(label, "label");
-        return new InferRequest(model, inputs, outputs, "", label, signature, timeout, priority);
+        return new InferRequest(model, inputs, outputs, "", label, signature, timeout, priority, trace);
     }
 
     /**
@@ -103,7 +106,7 @@ public final class InferRequest {
      */
     public InferRequest withSignature(String signature) {
         Objects.requireNonNull(signature, "signature");
-        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority);
+        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority, trace);
     }
 
     /**
@@ -115,7 +118,7 @@ public final class InferRequest {
      */
     public InferRequest withTimeout(Duration timeout) {
         Clock.positive("timeout", timeout);
-        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority);
+        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority, trace);
     }
 
     /**
@@ -129,7 +132,30 @@ public final class InferRequest {
         if (priority < 0) {
             throw new IllegalArgumentException("priority must be 0 or more, not " + priority);
         }
-        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority);
+        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority, trace);
+    }
+
+    /**
+     * A copy that belongs to a trace. The daemon's spans join it, if the daemon traces requests.
+     *
+     * @param traceparent the header of W3C Trace Context. An invalid one, or one of a span that is not sampled, counts
+     *     as none
+     * @return the request
+     */
+    public InferRequest withTrace(String traceparent) {
+        return withTrace(traceparent, "");
+    }
+
+    /**
+     * A copy that belongs to a trace with a state.
+     *
+     * @param traceparent as for {@link #withTrace(String)}
+     * @param tracestate the header beside it; left out if it is longer than 512 characters or not printable ASCII
+     * @return the request
+     */
+    public InferRequest withTrace(String traceparent, String tracestate) {
+        TraceContext trace = TraceContext.of(traceparent, tracestate);
+        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority, trace);
     }
 
     /**
@@ -204,6 +230,28 @@ public final class InferRequest {
         return priority;
     }
 
+    /**
+     * The trace that it belongs to.
+     *
+     * @return its {@code traceparent}; empty for none that is sampled
+     */
+    public String traceparent() {
+        return trace.traceparent();
+    }
+
+    /**
+     * The state of its trace.
+     *
+     * @return its {@code tracestate}; empty for none
+     */
+    public String tracestate() {
+        return trace.tracestate();
+    }
+
+    TraceContext trace() {
+        return trace;
+    }
+
     /** Whether the other object is a request with the same values. */
     @Override
     public boolean equals(Object other) {
@@ -218,12 +266,13 @@ public final class InferRequest {
                 && label.equals(that.label)
                 && signature.equals(that.signature)
                 && Objects.equals(timeout, that.timeout)
-                && priority == that.priority;
+                && priority == that.priority
+                && trace.equals(that.trace);
     }
 
     @Override
     public int hashCode() {
-        return Objects.hash(model, inputs, outputs, version, label, signature, timeout, priority);
+        return Objects.hash(model, inputs, outputs, version, label, signature, timeout, priority, trace);
     }
 
     /** Model, datatypes and shapes of the inputs, and the options that were set; no values of tensors. */
@@ -238,6 +287,8 @@ public final class InferRequest {
         append(text, "signature", signature);
         append(text, "timeout", timeout == null ? "" : timeout.toString());
         append(text, "priority", priority == 0 ? "" : Long.toString(priority));
+        append(text, "traceparent", trace.traceparent());
+        append(text, "tracestate", trace.tracestate());
         return text.append(']').toString();
     }
 

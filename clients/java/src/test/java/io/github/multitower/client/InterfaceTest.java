@@ -32,6 +32,7 @@ import org.junit.jupiter.params.provider.EnumSource;
 
 /** What applications build on: the interface and its fakes, values, exceptions, and nulls. */
 class InterfaceTest {
+    private static final String TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     private static final Map<String, Tensor> INPUTS = Map.of("x", Tensor.of(new float[] {1, 2}, 1, 2));
 
     // Fakes.
@@ -195,15 +196,18 @@ class InterfaceTest {
                 .withVersion("3")
                 .withSignature("other")
                 .withTimeout(Duration.ofMillis(1500))
-                .withPriority(1);
+                .withPriority(1)
+                .withTrace(TRACEPARENT, "a=1");
         assertEquals(List.of("y", "z"), full.outputs());
         assertEquals("3", full.version());
         assertEquals("other", full.signature());
         assertEquals(Optional.of(Duration.ofMillis(1500)), full.timeout());
         assertEquals(1, full.priority());
+        assertEquals(TRACEPARENT, full.traceparent());
+        assertEquals("a=1", full.tracestate());
         assertEquals(
                 "InferRequest[model=m, inputs={x=FP32[1, 2]}, outputs=[y, z], version=3, signature=other,"
-                        + " timeout=PT1.5S, priority=1]",
+                        + " timeout=PT1.5S, priority=1, traceparent=" + TRACEPARENT + ", tracestate=a=1]",
                 full.toString());
         assertEquals("stable", full.withVersionLabel("stable").versionLabel());
         List<InferRequest> different = List.of(
@@ -214,6 +218,8 @@ class InterfaceTest {
                 request.withSignature("3"),
                 request.withTimeout(Duration.ofSeconds(3)),
                 request.withPriority(3),
+                request.withTrace(TRACEPARENT),
+                request.withTrace(TRACEPARENT, "a=1"),
                 InferRequest.of("n", INPUTS),
                 InferRequest.of("m", Map.of("y", INPUTS.get("x"))));
         for (int i = 0; i < different.size(); i++) {

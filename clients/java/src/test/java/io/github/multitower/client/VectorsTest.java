@@ -81,6 +81,38 @@ class VectorsTest {
     }
 
     @Test
+    void aSampledTraceIsTheEndOfTheHeader() {
+        String sampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        String plain = header(request());
+        String before = plain.substring(0, plain.length() - 2);
+        assertEquals(before + ",\"traceparent\":\"" + sampled + "\"}}", header(request().withTrace(sampled)));
+        assertEquals(
+                before + ",\"traceparent\":\"" + sampled + "\",\"tracestate\":\"a=1,b=2\"}}",
+                header(request().withTrace(sampled, "a=1,b=2")));
+        String later = "7a" + sampled.substring(2);
+        assertEquals(header(request().withTrace(later)), header(request().withTrace(later + "-more")));
+        assertEquals(header(request().withTrace(sampled)), header(request().withTrace(sampled, "\u00e9")));
+        assertEquals(header(request().withTrace(sampled)), header(request().withTrace(sampled, "a".repeat(513))));
+        String[] none = {
+            "",
+            "no trace",
+            sampled.substring(0, 53) + "00",
+            sampled + "-more",
+            "ff" + sampled.substring(2),
+            sampled.toUpperCase(java.util.Locale.ROOT),
+            "00-" + "0".repeat(32) + sampled.substring(35),
+            sampled.substring(0, 36) + "0".repeat(16) + "-01",
+        };
+        for (String each : none) {
+            assertEquals(plain, header(request().withTrace(each, "a=1")), each);
+        }
+    }
+
+    private static String header(InferRequest request) {
+        return new String(Codec.inferHeader(request, 1_500_000), java.nio.charset.StandardCharsets.UTF_8);
+    }
+
+    @Test
     void aRequestWithoutMoreDiffersFromItsVectorByItsTimeAlone() {
         Map<String, Object> vector = Vectors.named("requests", "infer");
         Map<String, Object> header = new LinkedHashMap<>(Json.read(Codec.inferHeader(request(), 1_500_000)));
