@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from running import STEP_S, Running
 from multitower import Client, ModelError, MultitowerError, Reason, wire
 from multitower.cli import commands
 from multitower.client.requests import Requests
+from multitower.exit_codes import Exit
+from multitower.supervisor.lifecycle import REPEAT_S
 from multitower.tools.prediction_log import RecordedRequest, read_recorded
 
 CONFIG = """
@@ -198,3 +202,35 @@ def test_a_file_that_cannot_be_written_is_reported_at_once(daemon: Running, tmp_
     done = CliRunner().invoke(commands.multitower, command)
     assert done.exit_code == 1
     assert done.stderr == f"multitower: {tmp_path / 'no' / 'file'} cannot be written: No such file or directory\n"
+
+
+def test_the_end_of_the_daemon_answers_a_recording_with_what_it_has(tmp_path: Path) -> None:
+    # The daemon ends by itself, without a drain.
+    config = CONFIG + "exit_when_failed: true\nrestart: {max_restarts: 0}\n"
+    file = tmp_path / "file"
+    with Running(tmp_path, config) as daemon, daemon.wait_ready().client() as client:
+        recording = Recording(daemon, "echo", "--count", "5", "--output", str(file))
+        client.infer("echo", {"x": np.ones((1, 2), np.float32)})
+        os.kill(daemon.slot()["pid"], signal.SIGKILL)
+        code, out, err = recording.result()
+        assert (code, err) == (0, "")
+        assert out.endswith("5 were asked for: the daemon is stopping\n")
+        assert out.startswith(f"recorded 1 request to echo in {file} ")
+        assert daemon.process.wait(STEP_S) == Exit.UNAVAILABLE
+
+
+def test_a_second_signal_leaves_no_recording_without_an_answer(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+        running = client.submit("commanded", {"do": np.array([[f"sleep {STEP_S}"]], object)}, timeout=STEP_S)
+        daemon.wait(lambda: daemon.slot()["depth"] == 1)
+        recording = Recording(daemon, "echo", "--count", "5", "--output", str(tmp_path / "file"))
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_line("draining", STEP_S)
+        time.sleep(REPEAT_S)  # a signal before that counts as the same request to stop
+        daemon.signal(signal.SIGTERM)
+        code, _, err = recording.result()
+        assert code == 1
+        assert err.endswith("was not written: the daemon is stopping\n")
+        assert daemon.process.wait(STEP_S) == Exit.SECOND_SIGNAL
+        with pytest.raises(MultitowerError):
+            running.result(STEP_S)
