@@ -182,6 +182,23 @@ def test_the_dashboard_is_complete_and_asks_the_chosen_data_source() -> None:
         assert label in exported()[metric]
 
 
+REQUIRED = {
+    "stat": ["colorMode", "graphMode", "justifyMode", "orientation", "percentChangeColorMode", "reduceOptions"],
+    "table": ["frameIndex", "showHeader"],
+    "timeseries": ["legend", "tooltip"],
+    "state-timeline": ["legend", "tooltip"],
+}
+"""Options without which Grafana's Foundation SDK does not accept a panel (`UnmarshalJSONStrict`)."""
+
+
+def test_each_panel_has_the_options_that_the_schema_of_grafana_requires() -> None:
+    for panel in panels():
+        options = panel["options"]
+        assert not set(REQUIRED[panel["type"]]) - set(options), panel["title"]
+        if "legend" in options:
+            assert options["legend"].keys() >= {"calcs", "displayMode", "placement", "showLegend"}, panel["title"]
+
+
 def test_what_clients_got_wrong_is_no_failure_and_every_other_outcome_is() -> None:
     lists = [
         set(listed.split("|"))
