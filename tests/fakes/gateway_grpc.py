@@ -29,7 +29,7 @@ def make_pool() -> descriptor_pool.DescriptorPool:
 POOL = make_pool()
 
 
-def message(name: str, **fields: Any) -> Any:
+def message(name: str, /, **fields: Any) -> Any:
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(name))(**fields)
 
 

@@ -1,0 +1,364 @@
+"""HTTP and gRPC of a daemon with locks, over TLS: curl, Python's ssl and grpcio against one daemon."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import foreign
+import made_certificates
+import pytest
+from foreign import curl
+from gateway_grpc import TRITON, Services, grpc, message
+from made_certificates import Authority
+from made_locks import write_principals
+from running import STEP_S, Running
+
+from multitower.bearer_tokens import new_token
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 1}
+spares: 0
+security: {principals: principals.yaml}
+gateway:
+  http: "127.0.0.1:*"
+  grpc: "127.0.0.1:*"
+  operate: true
+  max_connections: 100
+  tls: {certificate: server.pem, private_key: server.key, client_ca: ca.pem}
+models:
+  - {name: mine, handler: "handlers:Echo"}
+  - {name: theirs, handler: "handlers:Echo"}
+"""
+
+HOST = "127.0.0.1"
+TOKENS = {name: new_token(name) for name in ("everything", "mine", "leaves")}
+PRINCIPALS: dict[str, dict[str, Any]] = {
+    "everything": {"roles": ["infer", "observe", "operate"]},
+    "mine": {"roles": ["infer", "observe"], "models": ["mine"]},
+    "leaves": {"roles": ["infer", "observe"]},
+    "certified": {"roles": ["infer"]},
+}
+REQUEST = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [2.5]}]}
+
+pytestmark = pytest.mark.skipif(bool(foreign.gateway_missing()), reason=str(foreign.gateway_missing()))
+
+
+def rows(*without: str) -> list[dict[str, Any]]:
+    """The principals of the file, without some."""
+    made = []
+    for name, row in PRINCIPALS.items():
+        if name not in without:
+            tokens = {"token_hash": str(TOKENS[name][1])} if name in TOKENS else {}
+            made.append({"name": name, **row, **tokens})
+    return made
+
+
+class Locked:
+    """A daemon with locks, and how its gateway is asked."""
+
+    def __init__(self, daemon: Running, authority: Authority, folder: Path) -> None:
+        self.daemon, self.authority, self.folder = daemon, authority, folder
+        addresses = foreign.addresses(daemon)
+        self.http, self.grpc = addresses["http"], addresses["grpc"]
+        self.port = int(self.http.rpartition(":")[2])
+
+    def curl(
+        self, path: str, *arguments: str, token: str | None = None, body: bytes | None = None
+    ) -> tuple[int, bytes]:
+        """Asks over HTTP; `token` is the name of its principal."""
+        shown = [] if token is None else ["-H", f"Authorization: Bearer {TOKENS[token][0]}"]
+        return curl("--cacert", str(self.authority.ca), *shown, *arguments, f"https://{self.http}{path}", body=body)
+
+    def connect(self, context: ssl.SSLContext | None = None) -> ssl.SSLSocket:
+        """A connection that has shaken hands."""
+        raw = socket.create_connection((HOST, self.port), timeout=STEP_S)
+        return (context or self.authority.client_context()).wrap_socket(raw, server_hostname="localhost")
+
+    def services(self) -> Services:
+        """The services of gRPC."""
+        services = Services(self.grpc)
+        services.channel.close()
+        root = grpc.ssl_channel_credentials(self.authority.ca.read_bytes())
+        services.channel = grpc.secure_channel(self.grpc, root)
+        return services
+
+    def set_principals(self, *without: str) -> float:
+        """Writes the file of principals without some, and reloads; returns when the daemon had done that."""
+        after = len(self.daemon.lines)
+        write_principals(self.folder / "principals.yaml", rows(*without))
+        self.daemon.signal(signal.SIGHUP)
+        self.daemon.wait_line("audit: reload", STEP_S, after=after)
+        return time.monotonic()
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
+    folder = tmp_path_factory.mktemp("locked")
+    authority = Authority(folder)
+    authority.issue("server")
+    write_principals(folder / "principals.yaml", rows())
+    with Running(folder, CONFIG) as daemon:
+        daemon.wait_ready()
+        yield Locked(daemon, authority, folder)
+        written = daemon.text()
+        for token, _ in TOKENS.values():
+            assert token not in written
+            assert token.partition(".")[2] not in written, "no part of the log has a token"
+
+
+def headers_of(answer: bytes) -> dict[str, str]:
+    lines = answer.decode().partition("\r\n\r\n")[0].splitlines()[1:]
+    return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+class TestHttp:
+    def test_without_credentials_only_liveness_readiness_and_the_page_are_answered(self, locked: Locked) -> None:
+        for path, status in [
+            ("/healthz", 200),
+            ("/readyz", 200),
+            ("/v2/health/live", 200),
+            ("/v2/health/ready", 200),
+            ("/", 200),
+            ("/v2", 401),
+            ("/v2/models/mine", 401),
+            ("/v2/models/none-such", 401),
+            ("/v1/models/mine", 401),
+            ("/metrics", 401),
+            ("/status.json", 401),
+            ("/nowhere", 401),
+        ]:
+            found, _ = locked.curl(path)
+            assert found == status, path
+        status, answer = locked.curl("/v2/models/mine", "--include", "--http1.1")
+        assert headers_of(answer)["www-authenticate"] == "Bearer"
+        assert headers_of(answer)["multitower-reason"] == "unauthenticated"
+        assert json.loads(locked.curl("/readyz")[1]) == {"ready": True}
+
+    def test_a_token_lets_in_and_the_daemon_says_to_what(self, locked: Locked) -> None:
+        body = json.dumps(REQUEST).encode()
+        serving = json.dumps({"instances": [1.0]}).encode()
+        for token, path, sent, expected in [
+            ("everything", "/v2/models/theirs/infer", body, 200),
+            ("mine", "/v2/models/mine/infer", body, 200),
+            ("mine", "/v2/models/theirs/infer", body, 403),
+            ("mine", "/v2/models/none-such/infer", body, 403),
+            ("mine", "/v1/models/theirs:predict", serving, 403),
+            ("everything", "/v2/models/none-such/infer", body, 404),
+            ("mine", "/v2/models/mine", None, 200),
+            ("mine", "/v2/models/theirs", None, 403),
+            ("mine", "/metrics", None, 403),
+            ("mine", "/status.json", None, 403),
+            ("everything", "/metrics", None, 200),
+            ("everything", "/status.json", None, 200),
+            ("mine", "/v2/repository/models/mine/load", b"{}", 403),
+            ("everything", "/v2/repository/models/mine/load", b"{}", 200),
+            ("everything", "/v2/repository/index", b"", 200),
+        ]:
+            status, answer = locked.curl(path, token=token, body=sent)
+            assert status == expected, f"{token} {path}: {answer!r}"
+        _, theirs = locked.curl("/v2/models/theirs/infer", token="mine", body=body)
+        _, none_such = locked.curl("/v2/models/none-such/infer", token="mine", body=body)
+        assert theirs == none_such, "the answer does not tell whether there is such a model"
+
+    def test_a_wrong_token_is_refused(self, locked: Locked) -> None:
+        for token in ("everything.wrong", "none-such.wrong", "x" * 4000, TOKENS["everything"][0][:-1]):
+            status, answer = locked.curl("/v2", "-H", f"Authorization: Bearer {token}")
+            assert status == 401
+            assert token.encode() not in answer
+
+    def test_a_certificate_names_its_principal(self, locked: Locked) -> None:
+        body = json.dumps(REQUEST).encode()
+        for subject, expected in [("/O=example/CN=certified", 200), ("/CN=none-such", 401), ("/O=certified", 401)]:
+            certificate, key = locked.authority.issue("client", subject)
+            shown = ["--cert", str(certificate), "--key", str(key)]
+            status, answer = locked.curl("/v2/models/mine/infer", *shown, body=body)
+            assert status == expected, f"{subject}: {answer!r}"
+
+    def test_http2_and_http1_are_agreed_on(self, locked: Locked) -> None:
+        for offered, version in [("--http2", b"2"), ("--http1.1", b"1.1")]:
+            # curl writes the status behind what it is asked to write.
+            _, answer = locked.curl("/healthz", offered, "--output", "/dev/null", "--write-out", "%{http_version}\n200")
+            assert answer == version
+
+    def test_plain_http_is_told_to_use_tls(self, locked: Locked) -> None:
+        status, answer = curl(f"http://{locked.http}/healthz")
+        assert (status, json.loads(answer)) == (400, {"error": "this address speaks TLS: use https://"})
+
+
+class TestTls:
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    def test_versions_of_tls(self, locked: Locked, version: ssl.TLSVersion) -> None:
+        context = locked.authority.client_context()
+        context.minimum_version = context.maximum_version = version
+        with locked.connect(context) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+    def test_a_certificate_of_another_authority_is_refused(self, locked: Locked, tmp_path: Path) -> None:
+        stranger = Authority(tmp_path).issue("stranger", "/CN=certified")
+
+        def ask() -> None:
+            with locked.connect(locked.authority.client_context(stranger)) as connection:
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: m\r\n\r\n")
+                connection.recv(1)  # with TLS 1.3 the handshake is over before
+
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            ask()
+
+    def test_replaced_certificates_are_used_without_an_interruption(self, locked: Locked) -> None:
+        def shown() -> Any:
+            with locked.connect() as connection:
+                return connection.getpeercert(binary_form=True)
+
+        before, after = shown(), len(locked.daemon.lines)
+        with locked.connect() as kept:
+            certificate, key = locked.authority.issue("next")
+            made_certificates.replace(locked.folder / "server.pem", certificate)
+            locked.daemon.wait_line("the files of the certificate have changed, but cannot be used", after=after)
+            assert shown() == before, "the key does not fit yet"
+            made_certificates.replace(locked.folder / "server.key", key)
+            locked.daemon.wait_line("the certificate was read again", after=after)
+            assert shown() != before
+            kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: m\r\n\r\n")
+            assert kept.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+    def test_silent_garbled_and_slow_clients_take_no_places_and_leave_nothing(self, locked: Locked) -> None:
+        (gateway,) = [child for child in locked.daemon.remember() if child.name().startswith("multitower-gate")]
+        descriptors = gateway.num_fds()
+        hello = ssl_hello()
+        sent = [b"", hello[:1], hello[: len(hello) // 2], hello, b"GET / HTTP/1.1\r\n", b"\0garbage" * 10]
+        silent = []
+        try:
+            for number in range(300):  # three times as many as there are places
+                connection = socket.create_connection((HOST, locked.port), timeout=STEP_S)
+                connection.sendall(sent[number % len(sent)])
+                silent.append(connection)
+            assert locked.curl("/v2", token="everything")[0] == 200
+        finally:
+            for connection in silent:
+                connection.close()
+        locked.daemon.wait(lambda: gateway.num_fds() <= descriptors, STEP_S)
+        line = locked.daemon.wait_line("TLS handshakes have failed")
+        assert line["count"] >= 1
+
+
+def ssl_hello() -> bytes:
+    """The first message of a handshake."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+class TestGrpc:
+    def test_metadata_has_the_token(self, locked: Locked) -> None:
+        services = locked.services()
+        infer = services.method(TRITON, "ModelInfer")
+
+        def code(token: str | None, model: str) -> Any:
+            request = message("inference.ModelInferRequest", model_name=model)
+            request.inputs.add(name="x", datatype="FP32", shape=[1, 1]).contents.fp32_contents.append(2.5)
+            shown = () if token is None else (("authorization", f"Bearer {token}"),)
+            try:
+                infer(request, metadata=shown, timeout=STEP_S)
+            except grpc.RpcError as error:
+                reasons = dict(error.trailing_metadata())
+                assert reasons["multitower-reason"] in ("unauthenticated", "forbidden", "model_unknown")
+                return error.code()
+            return grpc.StatusCode.OK
+
+        everything, mine = TOKENS["everything"][0], TOKENS["mine"][0]
+        assert code(None, "mine") is grpc.StatusCode.UNAUTHENTICATED
+        assert code("mine.wrong", "mine") is grpc.StatusCode.UNAUTHENTICATED
+        assert code(mine, "mine") is grpc.StatusCode.OK
+        assert code(mine, "theirs") is grpc.StatusCode.PERMISSION_DENIED
+        assert code(mine, "none-such") is grpc.StatusCode.PERMISSION_DENIED
+        assert code(everything, "none-such") is grpc.StatusCode.NOT_FOUND
+        live = services.method(TRITON, "ServerLive")(message("inference.ServerLiveRequest"), timeout=STEP_S)
+        assert live.live
+        services.channel.close()
+
+    def test_credentials_of_grpcio_are_taken(self, locked: Locked) -> None:
+        root = grpc.ssl_channel_credentials(locked.authority.ca.read_bytes())
+        token = grpc.access_token_call_credentials(TOKENS["everything"][0])
+        services = locked.services()
+        services.channel.close()
+        services.channel = grpc.secure_channel(locked.grpc, grpc.composite_channel_credentials(root, token))
+        request = message("inference.ModelReadyRequest", name="mine")
+        assert services.method(TRITON, "ModelReady")(request, timeout=STEP_S).ready
+        services.channel.close()
+
+
+def test_a_principal_that_is_removed_is_out_within_a_second_and_others_notice_nothing(locked: Locked) -> None:
+    context = locked.authority.client_context()
+    bearer = {name: {"Authorization": f"Bearer {token}"} for name, (token, _) in TOKENS.items()}
+
+    def ready(connection: http.client.HTTPSConnection, name: str) -> int:
+        connection.request("GET", "/v2/models/mine/ready", headers=bearer[name])
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+
+    stays = http.client.HTTPSConnection("localhost", locked.port, context=context, timeout=STEP_S)
+    leaves = http.client.HTTPSConnection("localhost", locked.port, context=context, timeout=STEP_S)
+    services = locked.services()
+    model_ready = services.method(TRITON, "ModelReady")
+    request = message("inference.ModelReadyRequest", name="mine")
+    shown = (("authorization", bearer["leaves"]["Authorization"]),)
+    stream = services.method(TRITON, "ModelStreamInfer")(iter_until_closed(), metadata=shown)
+    try:
+        assert ready(stays, "everything") == ready(leaves, "leaves") == 200
+        assert model_ready(request, metadata=shown, timeout=STEP_S).ready
+        with ThreadPoolExecutor(1) as pool:
+            over = threading.Event()
+            asking = pool.submit(lambda: [ready(stays, "everything") for _ in iter(over.is_set, True)])
+            try:
+                revoked_at = locked.set_principals("leaves")
+                assert leaves.sock is not None
+                assert leaves.sock.recv(1) == b"", "it is closed"
+                closed_after = time.monotonic() - revoked_at
+                with pytest.raises(grpc.RpcError):
+                    next(stream)
+                ended_after = time.monotonic() - revoked_at
+            finally:
+                over.set()
+            assert set(asking.result(STEP_S)) == {200}
+        # A second, and what a slow machine needs beside it.
+        assert max(closed_after, ended_after) < 1 + STEP_S / 10
+        assert locked.curl("/v2", token="leaves")[0] == 401
+        with pytest.raises(grpc.RpcError) as caught:
+            model_ready(request, metadata=shown, timeout=STEP_S, wait_for_ready=True)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        locked.set_principals()
+        stays.close()
+        leaves.close()
+        services.channel.close()
+    until = time.monotonic() + STEP_S
+    while locked.curl("/v2", token="leaves")[0] != 200:
+        assert time.monotonic() < until, "it is let in again"
+
+
+def iter_until_closed() -> Iterator[Any]:
+    """Requests of a stream that stays open without any."""
+    threading.Event().wait(STEP_S)
+    yield from ()
+
+
+def test_who_gave_an_order_over_http_is_known(locked: Locked) -> None:
+    after = len(locked.daemon.lines)
+    assert locked.curl("/v2/repository/models/mine/load", token="everything", body=b"{}")[0] == 200
+    line = locked.daemon.wait_line("", after=after, principal="everything")
+    assert line["from"].startswith(f"{HOST}:")
