@@ -426,6 +426,39 @@ def test_one_refusal_of_a_busy_gateway_does_not_make_the_daemon_away(altered: Al
     assert page.evaluate("seen") == []
 
 
+def test_a_page_that_may_not_see_the_status_asks_for_a_token(altered: Altered) -> None:
+    page, shown = altered.page, []
+
+    def check(route: Any) -> None:
+        shown.append(route.request.headers.get("authorization"))
+        if shown[-1] == "Bearer name.secret":
+            route.continue_()
+        else:
+            route.fulfill(status=401, headers={"multitower-reason": "unauthenticated"}, json={"error": "not valid"})
+
+    def wait_shown(value: str | None) -> None:
+        until = time.monotonic() + STEP_S
+        while shown[-1:] != [value]:
+            assert time.monotonic() < until
+            page.evaluate("0")
+
+    altered.refuse = check
+    wait_shown(None)
+    wait_for_text(page, "h1", "A token is needed")
+    token = page.get_by_label("Token")
+    for given in ("wrong", "name.secret"):
+        token.fill(given)
+        token.press("Enter")
+        wait_shown(f"Bearer {given}")
+    token.wait_for(state="hidden")
+    wait_for_text(page, "h1", "Healthy")
+    altered.wait_requests(2)
+    # Nobody who has not typed anything is refused again and again.
+    assert shown[:3] == [None, "Bearer wrong", "Bearer name.secret"]
+    assert set(shown[3:]) == {"Bearer name.secret"}
+    page.evaluate("sessionStorage.clear()")
+
+
 def shout(client: Client, text: str) -> None:
     """Has both workers write lines, as far as requests at the same time do that."""
     inputs = [{"do": np.array([f"shout {text} {number}"], object)} for number in range(8)]

@@ -28,8 +28,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long the daemon may take to verify a credential: some wait for others.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// Credentials that the daemon does not know yet, and is asked about at one time.
+/// Credentials that the daemon does not know yet, and is asked about at one time, and requests that wait for that.
 const MAX_ASKING: usize = 32;
+const MAX_WAITING: usize = 1024;
 
 /// Credentials that are kept: those that are valid, and those that were refused lately.
 const MAX_KNOWN: usize = 4096;
@@ -178,11 +179,17 @@ pub struct Identities {
     known: Mutex<HashMap<Digest, Arc<Identity>>>,
     refused: Mutex<HashMap<Digest, (Instant, DaemonError)>>,
     places: Semaphore,
+    waiting: Semaphore,
 }
 
 impl Default for Identities {
     fn default() -> Self {
-        Self { known: Mutex::default(), refused: Mutex::default(), places: Semaphore::new(MAX_ASKING) }
+        Self {
+            known: Mutex::default(),
+            refused: Mutex::default(),
+            places: Semaphore::new(MAX_ASKING),
+            waiting: Semaphore::new(MAX_WAITING),
+        }
     }
 }
 
@@ -237,9 +244,9 @@ impl Identities {
         if let Some(error) = recent(self.refused().get(&digest)) {
             return Err(error);
         }
-        let Ok(Ok(_place)) = timeout(ANSWER_LIMIT, self.places.acquire()).await else {
-            return Err(DaemonError::queue_full("too many credentials wait to be verified"));
-        };
+        let full = || DaemonError::queue_full("too many credentials wait to be verified");
+        let _waiting = self.waiting.try_acquire().map_err(|_| full())?;
+        let Ok(Ok(_place)) = timeout(ANSWER_LIMIT, self.places.acquire()).await else { return Err(full()) };
         // Those that came with the same one may have waited for it.
         if let Some(identity) = self.known().get(&digest) {
             return Ok(identity.clone());

@@ -162,6 +162,26 @@ async fn metadata_is_not_shown_to_others_than_those_who_asked_for_it() {
 }
 
 #[tokio::test]
+async fn credentials_that_wait_are_bounded_and_those_that_are_known_need_not_wait() {
+    let (stand_in, daemon) = start().await;
+    let known = daemon.authenticate(token("a.token"), origin()).await.unwrap();
+    stand_in.keep_silent("MT1:authenticate");
+    let asking = |number: usize| {
+        let daemon = daemon.clone();
+        tokio::spawn(async move { daemon.authenticate(token(&format!("t{number}")), origin()).await.map(drop) })
+    };
+    let waiting: Vec<_> = (0..MAX_WAITING).map(asking).collect();
+    until(|| daemon.identities().waiting.available_permits() == 0).await;
+    let error = asking(MAX_WAITING).await.unwrap().unwrap_err();
+    assert_eq!((error.code, &error.reason[..]), (Code::ResourceExhausted, "queue_full"));
+    assert!(stand_in.received("MT1:authenticate").len() <= MAX_ASKING + 2);
+    known.state().checked_at = Instant::now();
+    assert!(daemon.authenticate(token("a.token"), origin()).await.is_ok());
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    until(|| daemon.identities().waiting.available_permits() == MAX_WAITING).await;
+}
+
+#[tokio::test]
 async fn an_answer_that_cannot_be_read_is_no_handle() {
     let (stand_in, daemon) = start().await;
     for handle in ["", "12345678901234567"] {
