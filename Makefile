@@ -25,7 +25,7 @@ GATEWAY_SOURCES := $(shell find gateway -name target -prune -o -type f -print)
 SOURCES := $(shell find multitower supervisor worker -name '*.py' -o -name '*.c') setup.py pyproject.toml
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo serve test test-unit test-processes test-chaos test-java sanitize wheel wheels selftest-bundle lint format gateway gateway-check gateway-check-build gateway-deny gateway-fuzz gateway-protos bench docs clean
+.PHONY: menu demo serve test test-unit test-processes test-chaos test-java sanitize wheel wheels selftest-bundle lint format sbom gateway gateway-check gateway-check-build gateway-deny gateway-fuzz gateway-protos bench docs clean
 
 menu: ## Print this menu
 	@echo "multitower: one TensorFlow model on every GPU of a machine"
@@ -106,6 +106,12 @@ gateway-protos: ## Generate gateway/src/proto from gateway/proto; needs cargo, n
 bench: $(VENV)/.dev wheel ## Measure: the router beside libzmq's C proxy, its cost, simulated devices, a restart
 	for program in router cost devices budget restart tensorflow_calls; do \
 	    PYTHONPATH=$(CURDIR)/$(INSTALLED) $(BIN)/python benchmarks/$$program.py || exit; done
+
+sbom: $(VENV)/.demo ## Write what a daemon consists of, in CycloneDX's format, into build/sbom; the gateway's part needs cargo
+	@scripts/venv build/sbom-tools
+	@build/sbom-tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	    --requirement scripts/sbom-tools.txt
+	@build/sbom-tools/bin/python scripts/sbom.py build/sbom --environment $(BIN)/python
 
 docs: $(VENV)/.docs ## Write the generated parts of docs/, and build the documentation as a site in build/site
 	$(BIN)/python scripts/docs.py
