@@ -22,7 +22,8 @@ const NEVER: u64 = 0;
 /// The idle time of a connection while the limit of connections is reached: idle ones make room for others.
 const CROWDED_IDLE: Duration = Duration::from_secs(1);
 
-/// How long a connection may be without a request, or within its handshake, while others wait for its place.
+/// How long a connection may be without a request, or within its handshake, while others wait for its place. Where
+/// requests need credentials, also without a request that had a valid one.
 const CROWDED_FIRST: Duration = Duration::from_secs(1);
 
 /// What happens to one connection. Times are milliseconds since its beginning, plus one.
@@ -200,11 +201,17 @@ impl Activity {
         if exceeded(self.blocked_at.load(Relaxed), limits.body_timeout()) {
             return true;
         }
+        let is_unknown = || self.client.as_ref().is_some_and(Client::is_unknown);
+        let open = self.open.load(Relaxed) > 0;
+        if crowd.connections && is_unknown() && exceeded(1, if open { limits.header_timeout() } else { CROWDED_FIRST })
+        {
+            return true;
+        }
         let oldest = self.unwritten().oldest();
         if oldest.is_some_and(|since| exceeded(since, limits.body_timeout())) {
             return true;
         }
-        if self.open.load(Relaxed) > 0 || oldest.is_some() {
+        if open || oldest.is_some() {
             return false; // reading its body and waiting for the daemon have limits of their own
         }
         if self.requests.load(Relaxed) == 0 {
@@ -349,6 +356,26 @@ mod tests {
         let _request = OpenRequest::begin(activity.clone(), false);
         assert_eq!(permits.available_permits(), 1, "it is no newcomer any more");
         assert!(!activity.is_over(3 * SECOND, &Limits::default(), crowd));
+    }
+
+    #[test]
+    fn whoever_shows_no_credential_makes_room_for_others() {
+        for (locked, ends) in [(true, true), (false, false)] {
+            let client = Client::new("1.2.3.4:5".to_owned(), locked);
+            let activity = Arc::new(Activity::new(Budget::new(1 << 20, 0), None, Some(client)));
+            drop(OpenRequest::begin(activity.clone(), true));
+            let watching = OpenRequest::begin(activity.clone(), true);
+            assert!(!activity.is_over(5 * SECOND, &Limits::default(), CROWDED), "it may be verified now");
+            assert!(!over(&activity, 100 * SECOND), "nobody waits");
+            assert_eq!(activity.is_over(100 * SECOND, &Limits::default(), CROWDED), ends);
+            drop(watching);
+            activity.idle_at.store(100 * SECOND, Relaxed);
+            assert_eq!(
+                activity.is_over(100 * SECOND, &Limits::default(), CROWDED),
+                ends,
+                "although it was busy just now"
+            );
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::mt1::{Credential, DaemonError, Identity, Origin};
 pub struct Client {
     /// IP address and port, or `unix`.
     from: String,
+    /// Whether the daemon has locks, so that most requests need a credential.
+    locked: bool,
     certificate_name: OnceLock<String>,
     shown: Mutex<Shown>,
 }
@@ -23,8 +25,8 @@ enum Shown {
 }
 
 impl Client {
-    pub fn new(from: String) -> Self {
-        Self { from, certificate_name: OnceLock::new(), shown: Mutex::new(Shown::None) }
+    pub fn new(from: String, locked: bool) -> Self {
+        Self { from, locked, certificate_name: OnceLock::new(), shown: Mutex::new(Shown::None) }
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {
@@ -64,6 +66,11 @@ impl Client {
             Shown::None | Shown::One(_) => *shown = Shown::One(identity.clone()),
             Shown::Several => {}
         }
+    }
+
+    /// Whether credentials are needed, and none of the connection's requests had a valid one.
+    pub fn is_unknown(&self) -> bool {
+        self.locked && matches!(&*self.shown(), Shown::None)
     }
 
     /// Whether the only credential of the connection was valid once, and is no more.
@@ -132,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_token_comes_before_a_certificate() {
-        let client = Client::new("unix".to_owned());
+        let client = Client::new("unix".to_owned(), true);
         assert!(client.credential(&headers(&[])).is_err());
         client.set_certificate_name("n".to_owned());
         assert!(client.credential(&headers(&[])).unwrap() == Credential::CertificateName("n".into()));

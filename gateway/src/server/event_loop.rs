@@ -156,11 +156,13 @@ impl Acceptor {
     fn begin(&self, stream: Stream, newcomer: OwnedSemaphorePermit) {
         let (builders, dispatch) = (self.builders.clone(), self.dispatch.clone());
         let tls = self.process.tls.clone();
-        let client = (tls.is_some() || self.process.settings.security).then(|| {
-            Client::new(match &stream {
+        let locked = self.process.settings.security;
+        let client = (tls.is_some() || locked).then(|| {
+            let from = match &stream {
                 Stream::Tcp(_, from) => from.to_string(),
                 Stream::Unix(_) => "unix".to_owned(),
-            })
+            };
+            Client::new(from, locked)
         });
         let statistics = self.process.statistics.clone();
         let activity = self.registry.add(self.dispatch.budget(), Some(newcomer), client);

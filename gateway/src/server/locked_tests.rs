@@ -91,7 +91,7 @@ impl Locked {
     fn connect_with(&self, certificate_name: Option<&str>) -> DuplexStream {
         let (near, far) = duplex(64 << 10);
         let builders = Arc::new(connection::Builders::new(&self.settings.limits));
-        let client = Client::new("1.2.3.4:5".to_owned());
+        let client = Client::new("1.2.3.4:5".to_owned(), true);
         if let Some(name) = certificate_name {
             client.set_certificate_name(name.to_owned());
         }
