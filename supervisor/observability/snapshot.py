@@ -172,6 +172,14 @@ class Snapshot:
     authentication_failures: Mapping[tuple[str, str], int] | None
 
 
+def count_dropped_replies(router: Router, endpoints: Endpoints | None) -> int:
+    """Returns the replies that were dropped for clients of the front sockets, and for the gateway."""
+    # The gateway's socket is not one of the router's front sockets: these are the endpoints of `listen`.
+    gateway = endpoints.gateway if endpoints is not None else None
+    fronts = router.fronts if gateway is None else [*router.fronts, gateway]
+    return sum(front.dropped for front in fronts)
+
+
 class SnapshotReader:
     """Takes snapshots. For the loop's thread.
 
@@ -225,8 +233,6 @@ class SnapshotReader:
             now: monotonic seconds.
         """
         router, scheduler = self._router, self._router.scheduler
-        gateway_front = self._endpoints.gateway if self._endpoints is not None else None
-        dropped = sum(front.dropped for front in router.fronts)
         return Snapshot(
             version=self._version,
             compiled=self._compiled,
@@ -237,7 +243,7 @@ class SnapshotReader:
             refused=router.refused.without_model(),
             outstanding=scheduler.outstanding,
             late=scheduler.late_answers,
-            replies_dropped=dropped + (gateway_front.dropped if gateway_front is not None else 0),
+            replies_dropped=count_dropped_replies(router, self._endpoints),
             unread_bytes=router.unread.total,
             loop_lag=Times(self._loop_lag.histogram.copy_counts(), self._loop_lag.total_ns),
             gpus=self._sampler.gpus() if self._sampler is not None else {},

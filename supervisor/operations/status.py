@@ -21,6 +21,7 @@ from ..gateway.supervision import Gateway
 from ..lifecycle import Lifecycle
 from ..loop.history import PastEvent, iso_time
 from ..machine.resources import Sampler
+from ..observability.snapshot import count_dropped_replies
 from ..observability.tracing import Tracing
 from ..routing.endpoints import ENDPOINT, Endpoints, problem_kind
 from ..routing.recent import RecentCounts
@@ -108,10 +109,13 @@ class StatusReporter:
             now: monotonic seconds.
             events: how many of the kept events it has, the latest ones; None for a few of each kind.
         """
+        refused = self._refused_by_model()
         return {
             "daemon": self._daemon(now, events),
             "slots": self._slots(now),
-            "models": [row for name in self._settings.model_names for row in self.report_model(name, now)],
+            "models": [
+                row for name in self._settings.model_names for row in self._model_rows(name, refused.get(name, {}), now)
+            ],
         }
 
     def report_slot(self, number: object, now: float) -> dict[str, Any]:
@@ -145,7 +149,16 @@ class StatusReporter:
             name: one of `ActiveSettings.model_names`.
             now: monotonic seconds.
         """
-        refused = {version: cause for (model, version), cause in self._refused_versions().items() if model == name}
+        return self._model_rows(name, self._refused_by_model().get(name, {}), now)
+
+    def _refused_by_model(self) -> dict[str, dict[str, str]]:
+        """Returns why versions are refused, by their models."""
+        refused: dict[str, dict[str, str]] = {}
+        for (model, number), cause in self._refused_versions().items():
+            refused.setdefault(model, {})[number] = cause
+        return refused
+
+    def _model_rows(self, name: str, refused: Mapping[str, str], now: float) -> list[dict[str, Any]]:
         specs = (spec for spec in self._settings.models if spec.name == name)
         configured = {spec.version for spec in specs if spec.version is not None}
         served = self._router.versions(name)
@@ -174,7 +187,7 @@ class StatusReporter:
             "rejected": router.refused.count,
             "refused": _report_counts(router.refused.by_reason, now),
             "late": scheduler.late_answers,
-            "replies_dropped": self._count_dropped_replies(),
+            "replies_dropped": count_dropped_replies(self._router, self._endpoints),
             "unread_bytes": router.unread.total,
             "control": self._endpoints.control.endpoint if self._endpoints is not None else None,
             "connections": self._report_connections(),
@@ -206,13 +219,6 @@ class StatusReporter:
                 "cause": reload.cause,
             },
         }
-
-    def _count_dropped_replies(self) -> int:
-        """Returns the replies that were dropped for clients of the front sockets, and for the gateway."""
-        dropped = sum(front.dropped for front in self._router.fronts)
-        # The gateway's socket is not one of the router's front sockets: these are the endpoints of `listen`.
-        gateway = self._endpoints.gateway if self._endpoints is not None else None
-        return dropped + (gateway.dropped if gateway is not None else 0)
 
     def _waiting(self) -> list[dict[str, str]]:
         """Returns what the daemon waits for and tries again by itself."""

@@ -345,6 +345,26 @@ def test_details_open_by_keyboard_and_keep_the_focus(page: Any) -> None:
     page.keyboard.press("Enter")
 
 
+def test_all_pages_ask_at_the_same_moments(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.add_init_script("""
+      window.planned = [];
+      const own = window.setTimeout;
+      window.setTimeout = (what, ms, ...more) => {
+        if (ms >= 100 && ms <= 1100) planned.push((Date.now() + ms) % 1000);
+        return own(what, ms, ...more);
+      };
+    """)
+    page.goto(address)
+    until = time.monotonic() + STEP_S
+    while page.evaluate("planned.length") < 3:
+        assert time.monotonic() < until
+        page.wait_for_timeout(100)
+    # Rounding, and the moment between two readings of the clock.
+    assert [each for each in page.evaluate("planned") if 50 < each < 995] == []
+    page.close()
+
+
 def test_pausing_stops_the_requests_and_the_lines(altered: Altered) -> None:
     page, line = altered.page, altered.page.locator("#models .spark-line").first
     page.locator("#models .spark-line[d^=M]").first.wait_for(state="attached")

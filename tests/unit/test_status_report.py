@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,31 @@ def test_why_a_version_is_refused_and_not_served_is_told_once(daemon: DaemonScen
     watch._settling("m").refuse(spec.key[1], spec.fingerprint, cause, None)
     (row,) = daemon.status()
     assert row["cause"] == f"no worker serves 'm': {cause}"
+
+
+class Counted(tuple[Any, ...]):
+    """The reports of a slot; counts how often somebody looks at all of them."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        Counted.looks += 1
+        return super().__iter__()
+
+
+def test_a_status_looks_at_the_models_of_a_slot_only_when_they_have_changed(daemon: DaemonScene) -> None:
+    slots = daemon.scene.manager.slots
+    for slot in slots:
+        slot.models = Counted(slot.models)
+    first = report(daemon)
+    looks = Counted.looks
+    assert 0 < looks <= 2 * len(slots), "once for the rows of the slot, once for those of the models"
+    assert report(daemon)["slots"] == first["slots"]
+    assert Counted.looks == looks
+    slots[0].models = tuple(dataclasses.replace(model, state="failed", cause="no weights") for model in slots[0].models)
+    changed = report(daemon)
+    assert [slot["models"][0]["state"] for slot in changed["slots"]] == ["failed", "ready"]
+    assert changed["models"][0]["cause"] == "slot 0: no weights"
 
 
 def test_a_slot_that_has_never_failed_has_no_times_of_failures(daemon: DaemonScene) -> None:
