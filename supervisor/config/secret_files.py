@@ -14,13 +14,12 @@ from typing import Final
 
 import zmq
 
+from multitower.curve_keys import KEY_CHARACTERS, is_key
+
 from .units import printable
 
 MAX_SECRET_BYTES: Final = 1 << 16
 MAX_LIST_BYTES: Final = 1 << 22
-
-KEY_CHARACTERS: Final = 40
-"""Characters of a CURVE key in Z85; it has 32 bytes."""
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -100,16 +99,8 @@ def check_key(key: str) -> None:
     """
     if len(key) != KEY_CHARACTERS or not key.isascii():
         raise ValueError(f"must have {KEY_CHARACTERS} characters, not {len(key)}")
-    for start in range(0, KEY_CHARACTERS, 5):
-        value = 0
-        for character in key[start : start + 5]:
-            digit = _Z85.find(character)
-            value = value * 85 + digit
-            if digit < 0 or value >= 1 << 32:  # five characters stand for 32 bits
-                raise ValueError("is not Z85")
-
-
-_Z85: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+    if not is_key(key):
+        raise ValueError("is not Z85")
 
 
 def _read(path: Path, what: str, *, forbidden: int, limit: int) -> str:
