@@ -17,7 +17,6 @@ from made_locks import Keys
 from running import STEP_S
 
 from multitower import wire, zmtp
-from multitower.message_stream import MessageStream
 
 NO_ANSWER = "no answer"
 
@@ -97,33 +96,36 @@ class LocalAsker(Asker):
         except OSError:
             opened.close()
             raise
+        self._opened = opened
+        self._decoder = zmtp.Decoder("DEALER", lambda size: memoryview(bytearray(size)))
         opened.sendall(zmtp.GREETING + _ready({"Socket-Type": "DEALER", **claims}))
-        self._stream = _Shaken(opened, "DEALER", lambda size: memoryview(bytearray(size)))
-        while not self._stream.shake_hands():
+        while not self._decoder.shake_hands():
             assert self._read_more(STEP_S)
 
     def ask(self, kind: bytes, header: dict[str, Any], *tensors: bytes, timeout_s: float = STEP_S) -> str:
         id = str(next(self._ids)).encode()
-        self._stream.send([b"", kind, id, wire.dump_json(header), *tensors])
-        while (message := self._stream.next_message()) is None:
+        for buffer in zmtp.encode([b"", kind, id, wire.dump_json(header), *tensors]):
+            self._opened.sendall(buffer)
+        while (message := self._decoder.next_message()) is None:
             if not self._read_more(timeout_s):
                 return NO_ANSWER
         return self._read(message, id)
 
     def _read_more(self, timeout_s: float) -> bool:
-        readable, _, _ = select.select([self._stream], [], [], timeout_s)
-        return bool(readable) and self._stream.read()
+        readable, _, _ = select.select([self._opened], [], [], timeout_s)
+        if not readable:
+            return False
+        rest = self._decoder.rest_of_frame()
+        if rest is not None:
+            count = self._opened.recv_into(rest)
+            self._decoder.filled(count)
+            return count > 0
+        data = self._opened.recv(64 << 10)
+        self._decoder.feed(data)
+        return bool(data)
 
     def close(self) -> None:
-        self._stream.close()
-
-
-class _Shaken(MessageStream):
-    """A stream whose side of the handshake has been sent already."""
-
-    def _write(self, buffers: list[Any]) -> None:
-        if buffers != [zmtp.GREETING + zmtp.ready("DEALER")]:
-            super()._write(buffers)
+        self._opened.close()
 
 
 def _ready(properties: dict[str, str]) -> bytes:
