@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle  # noqa: TID251 - errors cross process pools
 import socket
 import threading
@@ -26,6 +27,7 @@ from multitower import (
     curve_keys,
     wire,
 )
+from multitower.cli import bench
 from multitower.cli.commands import multitower
 from multitower.exit_codes import Exit
 
@@ -282,6 +284,18 @@ def test_no_secret_key_is_shown(daemon: FakeDaemon, caplog: pytest.LogCaptureFix
 
 
 # Commands.
+
+
+def test_the_client_processes_of_bench_get_the_keys_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (wire.KEY_VARIABLE, wire.SERVER_KEY_VARIABLE):
+        monkeypatch.setenv(name, "another")  # so that it is restored
+    given = {"model": "m", "key": Path("ana.key_secret"), "server_key": SERVER.public}
+    bench._pass_keys_on(given)
+    assert given == {"model": "m"}  # and so a report has no keys
+    assert os.environ[wire.KEY_VARIABLE] == "ana.key_secret"
+    assert os.environ[wire.SERVER_KEY_VARIABLE] == SERVER.public
+    bench._pass_keys_on({"key": None, "server_key": None})
+    assert os.environ[wire.KEY_VARIABLE] == "ana.key_secret"
 
 
 def test_commands_take_the_keys(daemon: FakeDaemon, tmp_path: Path) -> None:

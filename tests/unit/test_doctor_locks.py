@@ -13,7 +13,7 @@ from fake_daemon import FakeDaemon
 
 from multitower import curve_keys
 from multitower.supervisor.config.loading import load
-from multitower.tools.doctor import endpoints, locks, packages
+from multitower.tools.doctor import endpoints, gateway, locks, packages
 from multitower.tools.doctor.certificates import CertificateError, Validity, read_validities
 from multitower.tools.doctor.findings import Finding, Level
 
@@ -223,6 +223,14 @@ def test_an_endpoint_of_a_daemon_with_locks_is_told_from_another_program() -> No
             finding for finding in endpoints.findings([daemon.endpoint], None) if daemon.endpoint in finding.text
         )
     assert (found.level, found.text) == (Level.WARNING, f"{daemon.endpoint}: a daemon with locks is running there")
+
+
+def test_a_gateway_behind_locks_is_not_called_another_program() -> None:
+    with FakeDaemon(secret_key=curve_keys.new_pair().secret) as daemon:
+        found = gateway._taken_finding([daemon.endpoint], "127.0.0.1:8000")
+    assert found.level is Level.WARNING
+    assert "perhaps by the gateway of the running daemon" in found.text
+    assert "MULTITOWER_KEY" in str(found.advice)
 
 
 @pytest.mark.parametrize(

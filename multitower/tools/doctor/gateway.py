@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Final
 
 from multitower.client.threads import Client
-from multitower.errors import MultitowerError
+from multitower.errors import Forbidden, MultitowerError, Unauthenticated
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.gateway import endpoint_of
 from multitower.supervisor.gateway.program import ProgramError, check_program, own_version
 from multitower.tools.doctor.endpoints import ASK_S, listening_finding
 from multitower.tools.doctor.findings import Finding, Level
+from multitower.wire import KEY_VARIABLE, SERVER_KEY_VARIABLE
 
 SECTION: Final = "gateway"
 
@@ -34,18 +35,31 @@ def findings(config: Config) -> Iterator[Finding]:
 
 
 def _taken_finding(listen: Sequence[str], address: str) -> Finding:
-    if any(address in _served_by_gateway(endpoint) for endpoint in listen):
+    served = [_served_by_gateway(endpoint) for endpoint in listen]
+    if any(address in found for found in served if found is not None):
         advice = "a second daemon needs other addresses"
         return Finding(SECTION, Level.WARNING, f"{address}: the gateway of a running daemon serves there", advice)
+    if None in served:
+        text = (
+            f"{address} is in use, perhaps by the gateway of the running daemon, whose locks this command cannot pass"
+        )
+        advice = f"set {KEY_VARIABLE} and {SERVER_KEY_VARIABLE} to keys with the role observe, and run doctor again"
+        return Finding(SECTION, Level.WARNING, text, advice)
     advice = "end that process (ss -ltnpx lists it), or configure another address"
     return Finding(SECTION, Level.PROBLEM, f"{address} is used by another process", advice)
 
 
-def _served_by_gateway(endpoint: str) -> list[str]:
-    """The addresses of the gateway of the daemon at an endpoint; none if no daemon with a gateway answers."""
+def _served_by_gateway(endpoint: str) -> list[str] | None:
+    """The addresses of the gateway of the daemon at an endpoint; none if no daemon with a gateway answers.
+
+    Returns:
+        None if a daemon answers that does not say.
+    """
     try:
         with Client(endpoint, timeout=ASK_S, connect_timeout=ASK_S) as client:
             gateway = client.status()["daemon"].get("gateway") or {}
+    except (Forbidden, Unauthenticated):
+        return None
     except (MultitowerError, ValueError):  # ValueError: an endpoint with the port *, which names none
         return []
     return [*gateway.get("http", ()), *gateway.get("grpc", ())]
