@@ -42,7 +42,9 @@ class Services:
     def method(self, service: str, name: str) -> Any:
         found = POOL.FindServiceByName(service).FindMethodByName(name)
         answer = message_factory.GetMessageClass(found.output_type)
-        make = self.channel.stream_stream if found.client_streaming else self.channel.unary_unary
+        make = self.channel.unary_stream if found.server_streaming else self.channel.unary_unary
+        if found.client_streaming:
+            make = self.channel.stream_stream
         return make(
             f"/{service}/{name}",
             request_serializer=lambda sent: sent if isinstance(sent, bytes) else sent.SerializeToString(),

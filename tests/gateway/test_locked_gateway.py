@@ -1,0 +1,399 @@
+"""A daemon with locks over HTTP and gRPC: each operation by each role, with no token, a wrong one and a revoked one.
+
+What must be allowed comes from the one table. A kind of request that no row of this file uses fails a test until
+somebody says that the gateway does not offer it; so does a method of a gRPC service without a row.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import foreign
+import pytest
+from gateway_grpc import POOL, TRITON, Services, grpc, message, read_descriptors
+from google.protobuf import json_format
+from made_locks import PRINCIPALS as FILE
+from made_locks import make_locks, write_principals
+from running import STEP_S, Running
+
+from multitower import wire
+from multitower.bearer_tokens import hash_secret
+from multitower.supervisor.config.principals import Role
+from multitower.supervisor.security.operations import OPERATIONS, Scope
+
+pytestmark = pytest.mark.skipif(bool(foreign.gateway_missing()), reason=str(foreign.gateway_missing()))
+
+CONFIG = """
+devices: {cpu: 1}
+spares: 0
+listen: ["{endpoint}"]
+security: {principals: principals.yaml}
+gateway: {http: "127.0.0.1:*", grpc: "127.0.0.1:*", operate: true}
+models:
+- {name: mine, handler: 'handlers:Declared', batching: {max_batch_size: 4}}
+- {name: theirs, handler: 'handlers:Declared', batching: {max_batch_size: 4}}
+"""
+
+NOT_OFFERED = {
+    wire.CANCEL: "a client cancels by leaving, and only its own requests",
+    wire.RELOAD: "the gateway has no way to reload the whole configuration",
+    wire.RESTART: "only at the control endpoint",
+    wire.RECORD: "only at the control endpoint",
+    wire.AUTHENTICATE: "the gateway asks for its clients",
+}
+"""Kinds that no client of the gateway can ask for, and why."""
+
+
+@dataclass(frozen=True)
+class Who:
+    """A principal of the matrix; its secret is its name."""
+
+    name: str
+    roles: tuple[Role, ...]
+    models: tuple[str, ...] | None = None
+
+    @property
+    def token(self) -> str:
+        return f"{self.name}.{self.name}"
+
+    def entry(self) -> dict[str, Any]:
+        limited = {} if self.models is None else {"models": list(self.models)}
+        return {"name": self.name, "roles": list(self.roles), "token_hash": str(hash_secret(self.name)), **limited}
+
+
+MINE = ("mine", "mine-*")
+PRINCIPALS = (
+    Who("infers", (Role.INFER,)),
+    Who("observes", (Role.OBSERVE,)),
+    Who("operates", (Role.OPERATE,)),
+    Who("everything", tuple(Role)),
+    Who("infers-mine", (Role.INFER,), MINE),
+    Who("observes-mine", (Role.OBSERVE,), MINE),
+    Who("everything-mine", tuple(Role), MINE),
+)
+REVOKED = Who("revoked", tuple(Role))
+NOBODY: dict[str, str | None] = {
+    "no token": None,
+    "an empty one": "",
+    "a wrong secret": "everything.nothing",
+    "an unknown name": "nobody.everything",
+    "no name": "everything",
+    "a revoked one": REVOKED.token,
+}
+ASKED = ("mine", "theirs", "none-such")
+UNKNOWN = ("none-such",)
+FREE, REFUSED, FORBIDDEN = "allowed", "unauthenticated", "forbidden"
+
+
+def expected(kind: bytes, who: Who | None, model: str | None) -> str:
+    """What the table says."""
+    operation = OPERATIONS[kind]
+    if operation.open:
+        return FREE
+    if who is None:
+        return REFUSED
+    if operation.roles.isdisjoint(who.roles):
+        return FORBIDDEN
+    if who.models is None or operation.scope is Scope.NOTHING:
+        return FREE
+    if operation.scope is Scope.DAEMON or model is None:
+        return FORBIDDEN
+    return FREE if model == "mine" else FORBIDDEN
+
+
+def acceptable(row: HttpRow | GrpcRow, who: Who | None, model: str) -> set[str]:
+    """What a request may be answered."""
+    named = model if row.model else None
+    wanted = expected(row.kind, who, named)
+    if model in row.from_metadata and expected(wire.MODEL_METADATA, who, named) == FREE:
+        return {wanted, FREE}  # who may see the model's metadata may know what it says
+    return {wanted}
+
+
+@dataclass(frozen=True)
+class HttpRow:
+    """A request over HTTP.
+
+    Attributes:
+        method, path, body: `MODEL` in them is replaced.
+        kind: what the daemon decides about.
+        from_metadata: models for which the gateway refuses it by their metadata, before the daemon decides.
+        model: whether it names a model.
+    """
+
+    method: str
+    path: str
+    kind: bytes
+    body: str = ""
+    from_metadata: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> bool:
+        return "MODEL" in self.path
+
+
+INFER_BODY = """{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]},
+    {"name": "n", "datatype": "INT64", "shape": [1], "data": [1]}]}"""
+INSTANCES, EXAMPLE = '{"instances": [{"x": [1, 2, 3], "n": 1}]}', '{"examples": [{"x": [1.0, 2.0, 3.0], "n": 1}]}'
+PATHS = (
+    HttpRow("GET", "/", wire.SERVER_LIVE),
+    HttpRow("GET", "/healthz", wire.SERVER_LIVE),
+    HttpRow("GET", "/readyz", wire.SERVER_READY),
+    HttpRow("GET", "/v2/health/live", wire.SERVER_LIVE),
+    HttpRow("GET", "/v2/health/ready", wire.SERVER_READY),
+    HttpRow("GET", "/v2", wire.SERVER_METADATA),
+    HttpRow("GET", "/v2/models/MODEL", wire.MODEL_METADATA),
+    HttpRow("GET", "/v2/models/MODEL/versions/1/ready", wire.MODEL_READY),
+    HttpRow("GET", "/v2/models/MODEL/ready", wire.MODEL_READY),
+    HttpRow("GET", "/v2/models/MODEL/config", wire.MODEL_CONFIG),
+    HttpRow("GET", "/v2/models/MODEL/stats", wire.STATISTICS),
+    HttpRow("GET", "/v2/models/stats", wire.STATISTICS),
+    HttpRow("POST", "/v2/models/MODEL/infer", wire.INFER, INFER_BODY),
+    HttpRow("POST", "/v2/models/MODEL/versions/1/infer", wire.INFER, INFER_BODY),
+    HttpRow("POST", "/v2/repository/index", wire.STATUS),
+    HttpRow("POST", "/v2/repository/models/MODEL-of-nobody/load", wire.LOAD),
+    HttpRow("POST", "/v2/repository/models/MODEL-of-nobody/unload", wire.UNLOAD),
+    HttpRow("GET", "/v1/models/MODEL", wire.STATUS),
+    HttpRow("GET", "/v1/models/MODEL/metadata", wire.MODEL_METADATA),
+    HttpRow("POST", "/v1/models/MODEL:predict", wire.INFER, INSTANCES, UNKNOWN),
+    HttpRow("POST", "/v1/models/MODEL:classify", wire.INFER, EXAMPLE, ASKED),
+    HttpRow("POST", "/v1/models/MODEL:regress", wire.INFER, EXAMPLE, ASKED),
+    HttpRow("GET", "/status.json", wire.STATUS),
+    HttpRow("GET", "/status.json?events=20", wire.STATUS),
+    HttpRow("GET", "/status.json?slot=0", wire.STATUS),
+    HttpRow("GET", "/metrics", wire.METRICS),
+    HttpRow("GET", "/monitoring/prometheus/metrics", wire.METRICS),
+)
+
+
+@dataclass(frozen=True)
+class GrpcRow:
+    """A request over gRPC.
+
+    Attributes:
+        service, name: of the method.
+        kind: what the daemon decides about.
+        request: the message, as JSON has it; `MODEL` in it is replaced.
+        from_metadata: models for which the gateway refuses it by their metadata, before the daemon decides.
+        model: whether it names a model.
+    """
+
+    service: str
+    name: str
+    kind: bytes
+    request: str = "{}"
+    from_metadata: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> bool:
+        return "MODEL" in self.request
+
+
+HEALTH, REFLECTION = "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"
+PREDICTION, SERVING_MODELS = "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"
+NAME, MODEL_NAME = '{"name": "MODEL"}', '{"modelName": "MODEL"}'
+INFER_MESSAGE = """{"modelName": "MODEL", "inputs": [
+    {"name": "x", "datatype": "FP32", "shape": ["1", "1"], "contents": {"fp32Contents": [1]}}]}"""
+SPEC = '"modelSpec": {"name": "MODEL", "signatureName": "serving_default"}'
+EXAMPLES = '"input": {"exampleList": {"examples": [{}]}}'
+NOT_MODEL = '{"modelName": "MODEL-of-nobody"}'
+METHODS = (
+    GrpcRow(HEALTH, "Check", wire.SERVER_READY),
+    GrpcRow(HEALTH, "Watch", wire.SERVER_READY),
+    GrpcRow(REFLECTION, "ServerReflectionInfo", wire.SERVER_METADATA, '{"listServices": "*"}'),
+    GrpcRow(TRITON, "ServerLive", wire.SERVER_LIVE),
+    GrpcRow(TRITON, "ServerReady", wire.SERVER_READY),
+    GrpcRow(TRITON, "ServerMetadata", wire.SERVER_METADATA),
+    GrpcRow(TRITON, "ModelReady", wire.MODEL_READY, NAME),
+    GrpcRow(TRITON, "ModelMetadata", wire.MODEL_METADATA, NAME),
+    GrpcRow(TRITON, "ModelConfig", wire.MODEL_CONFIG, NAME),
+    GrpcRow(TRITON, "ModelStatistics", wire.STATISTICS, NAME),
+    GrpcRow(TRITON, "ModelStatistics", wire.STATISTICS),
+    GrpcRow(TRITON, "ModelInfer", wire.INFER, INFER_MESSAGE),
+    GrpcRow(TRITON, "ModelInfer", wire.INFER, MODEL_NAME),
+    GrpcRow(TRITON, "ModelStreamInfer", wire.INFER, INFER_MESSAGE),
+    GrpcRow(TRITON, "RepositoryIndex", wire.STATUS),
+    GrpcRow(TRITON, "RepositoryModelLoad", wire.LOAD, NOT_MODEL),
+    GrpcRow(TRITON, "RepositoryModelUnload", wire.UNLOAD, NOT_MODEL),
+    GrpcRow(PREDICTION, "Predict", wire.INFER, f"{{{SPEC}}}", UNKNOWN),
+    GrpcRow(PREDICTION, "Classify", wire.INFER, f"{{{SPEC}, {EXAMPLES}}}", ASKED),
+    GrpcRow(PREDICTION, "Regress", wire.INFER, f"{{{SPEC}, {EXAMPLES}}}", ASKED),
+    GrpcRow(PREDICTION, "GetModelMetadata", wire.MODEL_METADATA, f'{{{SPEC}, "metadataField": ["signature_def"]}}'),
+    GrpcRow(SERVING_MODELS, "GetModelStatus", wire.STATUS, f"{{{SPEC}}}"),
+    # A configuration that cannot be applied: what it would load and unload is `load` and `unload`.
+    GrpcRow(
+        SERVING_MODELS, "HandleReloadConfigRequest", wire.STATUS, '{"config": {"modelConfigList": {"config": [{}]}}}'
+    ),
+)
+UNANSWERED = {"MultiInference"}
+"""Methods that are not there: whoever asks learns so, once it is known who asks."""
+
+
+def test_every_kind_has_a_row_or_is_not_offered() -> None:
+    over_http, over_grpc = ({row.kind for row in rows} for rows in (PATHS, METHODS))
+    assert sorted([*over_http, *NOT_OFFERED]) == sorted(OPERATIONS)
+    assert sorted([*over_grpc, *NOT_OFFERED, wire.METRICS]) == sorted(OPERATIONS)
+
+
+def test_every_method_has_a_row() -> None:
+    services = [
+        (f"{file.package}.{service.name}", method.name)
+        for file in read_descriptors().values()
+        for service in file.service
+        for method in service.method
+    ]
+    assert {(row.service, row.name) for row in METHODS} == {each for each in services if each[1] not in UNANSWERED}
+
+
+class Locked(Running):
+    """A daemon with locks, and its gateway."""
+
+    def __init__(self, folder: Path) -> None:
+        self.principals = folder / FILE
+        make_locks(folder)
+        self.admit(*PRINCIPALS, REVOKED)
+        super().__init__(folder, CONFIG)
+
+    def admit(self, *principals: Who) -> None:
+        """Writes the file of principals."""
+        write_principals(self.principals, [who.entry() for who in principals])
+
+    def reload(self) -> None:
+        """Has the daemon read its configuration and the principals again."""
+        seen = len(self.lines)
+        self.signal(signal.SIGHUP)
+        line = self.wait_line("audit: reload", STEP_S, seen)
+        assert line["outcome"] == "ok", line
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
+    with Locked(tmp_path_factory.mktemp("locked")) as running:
+        yield running.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def addresses(daemon: Locked) -> dict[str, str]:
+    return foreign.addresses(daemon)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _revoked(daemon: Locked, addresses: dict[str, str]) -> None:
+    """One principal has been there, has used its token, and has been removed."""
+    assert ask(addresses["http"], PATHS[5], "mine", REVOKED.token) == (FREE, 200)
+    daemon.admit(*PRINCIPALS)
+    daemon.reload()
+
+
+def answer(address: str, row: HttpRow, model: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
+    """Sends a request over a connection of its own; returns the status, the headers and the body of the answer."""
+    host, port = address.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=STEP_S)
+    try:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        body = row.body.encode() if row.method == "POST" else None
+        connection.request(row.method, row.path.replace("MODEL", model), body, headers)
+        response = connection.getresponse()
+        kept = {name.lower(): value for name, value in response.getheaders() if name.lower() != "date"}
+        return response.status, kept, response.read()
+    finally:
+        connection.close()
+
+
+def ask(address: str, row: HttpRow, model: str, token: str | None) -> tuple[str, int]:
+    """Sends a request; returns what the answer means, and its status."""
+    status, headers, content = answer(address, row, model, token)
+    outcome = {401: REFUSED, 403: FORBIDDEN}.get(status, FREE)
+    if outcome != FREE:
+        assert headers["multitower-reason"] == outcome, content
+        assert (headers.get("www-authenticate") == "Bearer") == (outcome == REFUSED)
+        assert model.encode() not in content, "no answer to who may not tells a name"
+    return outcome, status
+
+
+def call(services: Services, row: GrpcRow, model: str, token: str | None) -> str:
+    """Calls a method; returns what the answer means."""
+    found = POOL.FindServiceByName(row.service).FindMethodByName(row.name)
+    request = json_format.Parse(row.request.replace("MODEL", model), message(found.input_type.full_name))
+    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+    method = services.method(row.service, row.name)
+    sent = iter([request]) if found.client_streaming else request
+    try:
+        answer = method(sent, timeout=STEP_S, metadata=metadata)
+        if row.name == "ModelStreamInfer":
+            (only,) = answer
+            return FORBIDDEN if "you may not do this" in only.error_message else FREE
+        if row.name == "Watch":
+            next(iter(answer))
+            answer.cancel()
+        elif found.server_streaming:
+            list(answer)
+    except grpc.RpcError as error:
+        outcome = {"UNAUTHENTICATED": REFUSED, "PERMISSION_DENIED": FORBIDDEN}.get(error.code().name, FREE)
+        reason = dict(error.trailing_metadata()).get("multitower-reason")
+        # No answer to who may not tells a name.
+        clean = outcome == FREE or (reason == outcome and model not in error.details())
+        return outcome if clean else f"{outcome}: {error.details()} {reason}"
+    return FREE
+
+
+TOKENS = [
+    *(pytest.param(who, who.token, id=who.name) for who in PRINCIPALS),
+    *(pytest.param(None, token, id=name) for name, token in NOBODY.items()),
+]
+
+
+@pytest.mark.parametrize(("who", "token"), TOKENS)
+def test_a_token_opens_what_the_table_says_over_http(
+    addresses: dict[str, str], who: Who | None, token: str | None
+) -> None:
+    wrong = []
+    for row, model in itertools.product(PATHS, ASKED):
+        outcome, status = ask(addresses["http"], row, model, token)
+        wanted = acceptable(row, who, model)
+        if outcome not in wanted:
+            wrong.append((row.method, row.path, model, outcome, status, wanted))
+    assert not wrong
+
+
+@pytest.mark.parametrize(("who", "token"), TOKENS)
+def test_a_token_opens_what_the_table_says_over_grpc(
+    addresses: dict[str, str], who: Who | None, token: str | None
+) -> None:
+    services = Services(addresses["grpc"])
+    wrong = []
+    for row, model in itertools.product(METHODS, ASKED):
+        outcome = call(services, row, model, token)
+        wanted = acceptable(row, who, model)
+        if outcome not in wanted:
+            wrong.append((row.name, model, outcome, wanted))
+    services.channel.close()
+    assert not wrong
+
+
+@pytest.mark.parametrize("who", [PRINCIPALS[1], PRINCIPALS[4]], ids=lambda who: who.name)
+def test_who_may_not_gets_the_same_answer_whether_there_is_such_a_model_or_not(
+    addresses: dict[str, str], who: Who
+) -> None:
+    rows = [row for row in PATHS if row.model and expected(row.kind, who, "theirs") == FORBIDDEN]
+    rows = [row for row in rows if expected(wire.MODEL_METADATA, who, "theirs") == FORBIDDEN or not row.from_metadata]
+    broken = HttpRow("POST", "/v2/models/MODEL/infer", wire.INFER, "no JSON")
+    for row in (*rows, broken):
+        theirs, unknown = (answer(addresses["http"], row, model, who.token) for model in ("theirs", "unheard"))
+        assert theirs == unknown, row
+    assert rows
+
+
+def test_the_health_of_a_model_needs_a_token(addresses: dict[str, str]) -> None:
+    services = Services(addresses["grpc"])
+    request = message("grpc.health.v1.HealthCheckRequest", service="mine")
+    with pytest.raises(grpc.RpcError) as refused:
+        services.method(HEALTH, "Check")(request, timeout=STEP_S)
+    assert refused.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.NOT_FOUND)
+    services.channel.close()
