@@ -257,16 +257,22 @@ impl Identities {
         let asked_at = Instant::now();
         match daemon.ask_identity(&credential, &origin).await {
             Ok(handle) => {
+                let mut known = self.known();
+                // Another request may have asked meanwhile. Only what is in the list is asked about again: a connection
+                // must not keep an identity that is not.
+                if let Some(identity) = known.get(&digest) {
+                    return Ok(identity.clone());
+                }
+                if known.len() >= MAX_KNOWN {
+                    known.retain(|_, identity| Arc::strong_count(identity) > 1);
+                    if known.len() >= MAX_KNOWN {
+                        return Err(DaemonError::queue_full("connections of too many principals are open"));
+                    }
+                }
                 let state = State { handle, checked_at: asked_at, used_at: asked_at, refreshing: false, refused: None };
                 let (state, asking) = (Mutex::new(state), tokio::sync::Mutex::new(()));
                 let identity = Arc::new(Identity { credential, origin, state, asking });
-                let mut known = self.known();
-                if known.len() >= MAX_KNOWN {
-                    known.retain(|_, identity| Arc::strong_count(identity) > 1);
-                }
-                if known.len() < MAX_KNOWN {
-                    known.insert(digest, identity.clone());
-                }
+                known.insert(digest, identity.clone());
                 Ok(identity)
             }
             Err(error) => {
