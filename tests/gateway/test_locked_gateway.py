@@ -6,10 +6,14 @@ somebody says that the gateway does not offer it; so does a method of a gRPC ser
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import signal
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +92,7 @@ NOBODY: dict[str, str | None] = {
 }
 ASKED = ("mine", "theirs", "none-such")
 UNKNOWN = ("none-such",)
-FREE, REFUSED, FORBIDDEN = "allowed", "unauthenticated", "forbidden"
+FREE, REFUSED, FORBIDDEN, CLOSED = "allowed", "unauthenticated", "forbidden", "closed"
 
 
 def expected(kind: bytes, who: Who | None, model: str | None) -> str:
@@ -260,9 +264,13 @@ class Locked(Running):
         self.admit(*PRINCIPALS, REVOKED)
         super().__init__(folder, CONFIG)
 
-    def admit(self, *principals: Who) -> None:
-        """Writes the file of principals."""
-        write_principals(self.principals, [who.entry() for who in principals])
+    def admit(self, *principals: Who, **secrets: list[str]) -> None:
+        """Writes the file of principals; those named in `secrets` have these instead of their names."""
+        entries = [who.entry() for who in principals]
+        for entry in entries:
+            if entry["name"] in secrets:
+                entry["token_hash"] = [str(hash_secret(secret)) for secret in secrets[entry["name"]]]
+        write_principals(self.principals, entries)
 
     def reload(self) -> None:
         """Has the daemon read its configuration and the principals again."""
@@ -397,3 +405,143 @@ def test_the_health_of_a_model_needs_a_token(addresses: dict[str, str]) -> None:
         services.method(HEALTH, "Check")(request, timeout=STEP_S)
     assert refused.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.NOT_FOUND)
     services.channel.close()
+
+
+LEAVING, STAYING = Who("leaving", (Role.INFER,)), Who("staying", (Role.INFER,))
+SECOND_S = 1.0
+"""Within which a principal is out that was removed."""
+
+BUSY_S = 2.0
+"""What a machine that does other things as well may add to it."""
+
+INFER_ROW = next(row for row in PATHS if row.path == "/v2/models/MODEL/infer")
+
+
+class Load:
+    """Asks again and again, until it is stopped; in a thread.
+
+    Args:
+        ask: sends a request with a token, over a connection that it keeps; returns what the answer means.
+        token: the first one; it may be replaced.
+
+    Attributes:
+        outcomes: when each answer came, in monotonic seconds, and what it meant.
+    """
+
+    def __init__(self, ask: Callable[[str], str], token: str) -> None:
+        self.token = token
+        self.outcomes: list[tuple[float, str]] = []
+        self._ask = ask
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(0.01):
+            try:
+                outcome = self._ask(self.token)
+            except (OSError, http.client.HTTPException):
+                outcome = CLOSED
+            self.outcomes.append((time.monotonic(), outcome))
+
+    def wait_for(self, count: int) -> None:
+        """Waits for so many more answers."""
+        until, wanted = time.monotonic() + STEP_S, len(self.outcomes) + count
+        while len(self.outcomes) < wanted:
+            assert time.monotonic() < until, "no answers"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join(STEP_S)
+
+    def last_allowed(self) -> float:
+        """When it was last answered as its principal may be."""
+        return max(at for at, outcome in self.outcomes if outcome == FREE)
+
+    def meanings(self) -> set[str]:
+        return {outcome for _, outcome in self.outcomes}
+
+
+def over_http(stack: contextlib.ExitStack, address: str) -> Callable[[str], str]:
+    """Asks for inference over one connection, which is opened again only after the gateway has closed it."""
+    host, port = address.split(":")
+    connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=STEP_S)))
+    body = INFER_ROW.body.encode()
+
+    def ask_it(token: str) -> str:
+        try:
+            connection.request("POST", "/v2/models/mine/infer", body, {"Authorization": f"Bearer {token}"})
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()  # the next request opens another one
+            raise
+        return {401: REFUSED, 200: FREE}.get(response.status, str(response.status))
+
+    return ask_it
+
+
+def over_grpc(stack: contextlib.ExitStack, address: str) -> Callable[[str], str]:
+    services = Services(address)
+    stack.callback(services.channel.close)
+    row = next(row for row in METHODS if row.name == "ModelInfer")
+    return lambda token: call(services, row, "mine", token)
+
+
+def idle_connection(address: str, token: str) -> socket.socket:
+    """A connection that has had one answer, and asks no more."""
+    host, port = address.split(":")
+    connection = socket.create_connection((host, int(port)), timeout=STEP_S)
+    head = f"GET /v2/models/mine/ready HTTP/1.1\r\nHost: m\r\nAuthorization: Bearer {token}\r\n\r\n"
+    connection.sendall(head.encode())
+    received = b""
+    while not received.endswith(b"}"):
+        received += connection.recv(4096)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    return connection
+
+
+def test_a_principal_is_revoked_and_a_token_replaced_under_load(daemon: Locked, addresses: dict[str, str]) -> None:
+    daemon.admit(*PRINCIPALS, LEAVING, STAYING)
+    daemon.reload()
+    with contextlib.ExitStack() as stack:
+        leaving, staying = (
+            [
+                Load(over_http(stack, addresses["http"]), who.token),
+                Load(over_grpc(stack, addresses["grpc"]), who.token),
+            ]
+            for who in (LEAVING, STAYING)
+        )
+        for load in (*leaving, *staying):
+            stack.callback(load.stop)
+        idle = stack.enter_context(idle_connection(addresses["http"], LEAVING.token))
+        for load in (*leaving, *staying):
+            load.wait_for(5)
+
+        # One is removed, and the other gets a second token.
+        daemon.admit(*PRINCIPALS, STAYING, staying=["staying", "renewed"])
+        daemon.reload()
+        removed = time.monotonic()
+        assert idle.recv(1) == b"", "an idle connection of a principal that was removed is closed"
+        assert time.monotonic() - removed < SECOND_S + BUSY_S
+        for load in leaving:
+            load.wait_for(25)
+            assert load.last_allowed() - removed < SECOND_S + BUSY_S
+            assert {outcome for _, outcome in load.outcomes[-20:]} <= {REFUSED, CLOSED}
+            assert REFUSED in load.meanings()
+
+        # The clients of the other one change to the second token, and the first one is removed.
+        for load in staying:
+            load.token = "staying.renewed"
+            load.wait_for(5)
+        daemon.admit(*PRINCIPALS, STAYING, staying=["renewed"])
+        daemon.reload()
+        for load in staying:
+            load.wait_for(20)
+        assert ask(addresses["http"], INFER_ROW, "mine", STAYING.token) == (REFUSED, 401)
+        assert ask(addresses["http"], INFER_ROW, "mine", "staying.renewed") == (FREE, 200)
+    daemon.admit(*PRINCIPALS)
+    daemon.reload()
+    for load in staying:
+        assert load.meanings() == {FREE}, "no request of others fails"
