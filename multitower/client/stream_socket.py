@@ -1,7 +1,7 @@
 """A connection to a daemon on the same machine: a Unix socket that the client's threads read and write themselves.
 
 libzmq passes each message through a thread of its own, which costs a call that waits for its reply two more wake-ups.
-The daemon's end is the same ROUTER socket of libzmq in both cases. `dealer_socket.py` does the same over tcp.
+The daemon's end is served without libzmq, too. `dealer_socket.py` does the same over tcp.
 """
 
 from __future__ import annotations

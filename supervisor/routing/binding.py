@@ -6,6 +6,8 @@ Front sockets and the listening sockets of the gateway use it.
 from __future__ import annotations
 
 import errno
+import os
+import socket
 from pathlib import Path
 
 import zmq
@@ -16,6 +18,8 @@ from ..loop.runtime_dir import HeldError, NotBindableYetError
 from ..loop.socket_path import SocketPath
 
 IPC = "ipc://"
+
+SOCKET_MODE = 0o660
 
 _TEMPORARY = frozenset(
     (
@@ -41,7 +45,7 @@ An address or a folder comes, permission is granted, a file system recovers, des
 """
 
 
-def bind(endpoint: str, socket: zmq.Socket[bytes]) -> None:
+def bind(endpoint: str, binder: zmq.Socket[bytes]) -> None:
     """Binds a socket; `*` is all addresses of both families, and a name its IPv4 address if it has one, else IPv6.
 
     Raises:
@@ -49,16 +53,16 @@ def bind(endpoint: str, socket: zmq.Socket[bytes]) -> None:
     """
     version = literal_version(endpoint)
     first = version == 6 or endpoint.startswith("tcp://*:")
-    socket.set(zmq.IPV6, int(first))
+    binder.set(zmq.IPV6, int(first))
     try:
-        socket.bind(endpoint)
+        binder.bind(endpoint)
     except zmq.ZMQError as error:
         # The machine has no IPv6, or the name no IPv4 address.
         if version is not None or error.errno not in (zmq.EADDRNOTAVAIL, zmq.EAFNOSUPPORT, errno.ENODEV):
             raise
-        socket.set(zmq.IPV6, int(not first))
+        binder.set(zmq.IPV6, int(not first))
         try:
-            socket.bind(endpoint)
+            binder.bind(endpoint)
         except zmq.ZMQError:
             raise error from None
 
@@ -91,6 +95,28 @@ def take_path(endpoint: str, name: str | None = None) -> SocketPath:
 
 def _held(name: str) -> HeldError:
     return HeldError(f"{name} is in use by another process; `ss -ltnpx` shows which")
+
+
+def listen_on_path(path: Path, backlog: int) -> socket.socket:
+    """Listens at a path, which is replaced if it exists.
+
+    Raises:
+        OSError: the path cannot be used.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        # With a chmod after the bind, the path would be open to others for a moment.
+        umask = os.umask(0o777 & ~SOCKET_MODE)
+        try:
+            listening.bind(os.fspath(path))
+        finally:
+            os.umask(umask)
+        listening.listen(backlog)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 def bind_error(number: int | None, message: str) -> OSError:

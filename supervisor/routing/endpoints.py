@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import zmq
 
@@ -29,7 +29,7 @@ from ..config.secret_files import CurveKeys
 from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..loop.runtime_dir import HeldError, NotBindableYetError, RuntimeDir
-from ..security.entrance import PEER_ADDRESS, ControlEntrance, CurveEntrance, GatewayEntrance, LocalEntrance
+from ..security.entrance import ControlEntrance, CurveEntrance, GatewayEntrance, LocalEntrance
 from ..security.locks import Locks
 from ..security.zap import ZapHandler
 from .binding import IPC
@@ -141,18 +141,23 @@ class Endpoints:
             stack.callback(self.context.destroy, linger=0)
             # Before the first endpoint is bound.
             self.zap = ZapHandler(self.context, locks) if locks is not None and curve is not None else None
-            self._open_any = functools.partial(
+            self._open_tcp = functools.partial(
                 RouterFront,
                 self.context,
                 max_message_size=max_message_size,
                 unread=unread,
                 peer_timeout_s=peer_timeout_s,
                 connections=connections,
+                entrance=CurveEntrance(locks) if locks is not None else None,
+                curve=curve if locks is not None else None,
             )
-            tcp = {"entrance": CurveEntrance(locks), "curve": curve} if locks is not None else {}
-            ipc = {"entrance": LocalEntrance(locks)} if locks is not None else {}
-            self._open_tcp = functools.partial(self._open_any, **tcp)
-            self._open_ipc = functools.partial(self._open_any, **ipc)
+            self._open_ipc = functools.partial(
+                StreamFront,
+                max_message_size=max_message_size,
+                unread=unread,
+                connections=connections,
+                entrance=LocalEntrance(locks) if locks is not None else None,
+            )
             unresolved = set() if background is None else _find_unresolved(listen)
             for endpoint in listen:
                 if endpoint in unresolved:
@@ -172,24 +177,14 @@ class Endpoints:
             private = CONTROL_CONNECTIONS + (GATEWAY_CONNECTIONS if for_gateway else 0)
             self.control_connections = Connections(private, reserve=CONTROL_RESERVE)
             stack.callback(self.control_connections.close)
-            private_ones: dict[str, Any] = {"connections": self.control_connections}
+            open_private = functools.partial(self._open_ipc, connections=self.control_connections)
             entrance = ControlEntrance(locks, lambda: self.gateway_pids()) if locks is not None else None
-            # Who gives orders is written down, with locks or without.
-            self.control = self._open_any(
-                self._control_endpoint, **private_ones, entrance=entrance, of_connection=PEER_ADDRESS
-            )
+            self.control = open_private(self._control_endpoint, entrance=entrance)
             stack.callback(self.control.close)
             self.gateway: FrontSocket | None = None
             if for_gateway:
                 for_it = GatewayEntrance(locks) if locks is not None else None
-                self.gateway = StreamFront(
-                    self._gateway_endpoint,
-                    max_message_size,
-                    unread,
-                    self.control_connections,
-                    BUFFER_BYTES,
-                    for_it,
-                )
+                self.gateway = open_private(self._gateway_endpoint, entrance=for_it, buffer_bytes=BUFFER_BYTES)
                 self.gateway.interface = "gateway"
             stack.pop_all()
         if self.missing:
@@ -314,8 +309,10 @@ class Endpoints:
         for front in self._private():
             front.close(CONTROL_LINGER_MS if linger_ms else 0)
         self.control_connections.close()
-        for front in self.fronts:
-            front.close(linger_ms)
+        # Over tcp, libzmq goes on while the others are closed, one after the other.
+        until = time.monotonic() + linger_ms / 1000
+        for front in sorted(self.fronts, key=lambda front: front.local):
+            front.close(max(0, int(1000 * (until - time.monotonic()))))
         if self.zap is not None:
             self.zap.close()
         self.context.term()

@@ -1,17 +1,15 @@
 """A front socket: the endpoint that clients connect to. It reads requests and sends replies, and never blocks.
 
 The router has one for each address of `listen`, one for the gateway, and the control endpoint is one too. There are two
-kinds: `router_front.py` is a ROUTER socket of libzmq, and `stream_front.py` serves Unix sockets without libzmq.
+kinds: over tcp, `router_front.py` is a ROUTER socket of libzmq; `stream_front.py` serves Unix sockets without libzmq.
 """
 
 from __future__ import annotations
 
 import abc
 import logging
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from multitower import wire
@@ -19,12 +17,8 @@ from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.containment import ErrorLog
 from ..loop.reactor import unwatched
-from ..loop.socket_path import SocketPath
 from ..security.entrance import Entrance
-from .acceptor import Acceptor
-from .binding import IPC, take_path
 from .connections import Connections
-from .listener import listen_on_path
 from .unread import Backlog, UnreadReplies
 
 log = logging.getLogger("multitower.router")
@@ -63,7 +57,7 @@ class FrontSocket(abc.ABC):
     """One bound endpoint.
 
     Args:
-        endpoint: `ipc://PATH` or `tcp://HOST:PORT`. The path of an ipc endpoint is taken here.
+        endpoint: `ipc://PATH` or `tcp://HOST:PORT`.
         unread: counts what clients leave unread; shared by all front sockets.
         connections: accepts its clients.
         entrance: finds who sends its messages; None without locks.
@@ -74,11 +68,6 @@ class FrontSocket(abc.ABC):
         dropped: replies whose client had left or did not read.
         recheck: called with each reply, and where messages are left unread; see `Reactor.add_source`.
         interface: how its clients' requests came: `mt1`, or `gateway` where the gateway is the only client.
-
-    Raises:
-        HeldError: another process holds the path.
-        NotBindableYetError: the path cannot be used now, but perhaps later.
-        OSError: it cannot be used.
     """
 
     def __init__(
@@ -92,19 +81,13 @@ class FrontSocket(abc.ABC):
         self._errors = ErrorLog(log)
         self._unread = unread
         self._connections = connections
-        self._listener: Acceptor | None = None
-        self._path: SocketPath | None = take_path(endpoint) if endpoint.startswith(IPC) else None
 
     # What is listened at.
 
-    def _listen_on(self, path: SocketPath, endpoint: str) -> socket.socket:
-        listening = listen_on_path(Path(endpoint.removeprefix(IPC)), self._connections.backlog)
-        try:
-            path.bound()
-        except OSError:
-            listening.close()
-            raise
-        return listening
+    @property
+    @abc.abstractmethod
+    def local(self) -> bool:
+        """Whether its clients run on this machine, and so may use shared memory."""
 
     def restore(self, endpoint: str) -> bool:
         """Binds an ipc endpoint again if its path was removed, or if it shall have another path from now on.
@@ -121,55 +104,18 @@ class FrontSocket(abc.ABC):
             HeldError: another process has taken the path.
             OSError: the endpoint cannot be bound.
         """
-        if self._path is None or (endpoint == self.endpoint and self._path.intact):
-            return False
-        if endpoint == self.endpoint:
-            if not self._path.retake():
-                return False  # only its lock was removed
-        else:
-            path = take_path(endpoint)
-            self._path.release()
-            # Together: if listening fails below, the next call takes this path again instead of a second lock on it.
-            self._path, self.endpoint = path, endpoint
-        assert self._listener is not None  # until `close`
-        try:
-            listening = self._listen_on(self._path, endpoint)
-        except OSError as error:
-            raise OSError(f"cannot listen on {endpoint}: {error.strerror or error}") from None
-        self._connections.remove(self._listener)
-        self._listener.replace(listening)
-        self._connections.add(self._listener)
-        return True
+        return False
 
-    def touch(self) -> None:
+    def touch(self) -> None:  # noqa: B027  only a path has files
         """Keeps the files of an ipc endpoint from looking old; see `RuntimeDir`."""
-        if self._path is not None:
-            self._path.touch()
-
-    @property
-    def local(self) -> bool:
-        """Whether its clients run on this machine, and so may use shared memory."""
-        return self._path is not None
 
     @abc.abstractmethod
     def close(self, linger_ms: int = 0) -> None:
-        """Stops listening, and removes the socket's path.
+        """Stops listening, and closes all connections.
 
         Args:
             linger_ms: milliseconds for which what clients have not read may still be sent.
         """
-
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._connections.remove(self._listener)
-            self._listener.close()
-            self._listener = None
-
-    def _release_path(self) -> None:
-        """Removes the socket's path; in a folder that cannot be written it stays."""
-        if self._path is not None:
-            self._path.release()
-            self._path = None
 
     # Requests.
 

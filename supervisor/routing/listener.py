@@ -1,7 +1,7 @@
 """The listening socket of a front socket, whose connections libzmq accepts only when the daemon lets it.
 
 libzmq accepts in a thread of its own, as fast as clients connect. When the process runs out of descriptors, it aborts
-the process (ipc), or tries again at once and for ever (tcp). It has no way to pause: `zmq_unbind` also closes the
+the process, or tries again at once and for ever. It has no way to pause: `zmq_unbind` also closes the
 connections that it has accepted. So the daemon puts a valve before libzmq:
 
 - libzmq is given a descriptor to listen on (ZMQ_USE_FD), which it polls with an epoll. At that time the descriptor
@@ -29,7 +29,6 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import zmq
@@ -49,8 +48,6 @@ SPIN_S: Final = 0.0003
 
 WATCH_S: Final = 5.0
 """Seconds until libzmq's thread must have begun to poll the descriptor."""
-
-SOCKET_MODE: Final = 0o660
 
 _monitors = itertools.count()
 
@@ -131,13 +128,6 @@ class Listener(Acceptor):
         """Sets how many connections may wait to be accepted."""
         self._listening.listen(connections)
 
-    def replace(self, listening: socket.socket) -> None:
-        """Goes on with another listening socket; connections that have been accepted stay."""
-        listening.setblocking(False)
-        os.dup2(listening.fileno(), self._polled, inheritable=False)
-        self._listening.close()
-        self._listening = listening
-
     def close(self) -> None:
         """Stops listening. Call it before the front socket is closed."""
         # See above. The eventfd, which is closed below, is not watched any more then.
@@ -192,28 +182,6 @@ def _watching(descriptor: int) -> set[int]:
                         if words[:1] == [b"tfd:"] and int(words[1]) == descriptor:
                             watching.add(int(number))
     return watching
-
-
-def listen_on_path(path: Path, backlog: int) -> socket.socket:
-    """Listens at a path, which is replaced if it exists.
-
-    Raises:
-        OSError: the path cannot be used.
-    """
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.unlink(missing_ok=True)
-        # With a chmod after the bind, the path would be open to others for a moment.
-        umask = os.umask(0o777 & ~SOCKET_MODE)
-        try:
-            listening.bind(os.fspath(path))
-        finally:
-            os.umask(umask)
-        listening.listen(backlog)
-    except BaseException:
-        listening.close()
-        raise
-    return listening
 
 
 def take_listening_socket(

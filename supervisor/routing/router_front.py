@@ -1,4 +1,4 @@
-"""A front socket that is a ROUTER socket of libzmq: any ZeroMQ client can connect to it, over any transport."""
+"""A front socket over tcp: a ROUTER socket of libzmq, with CURVE where there are locks."""
 
 from __future__ import annotations
 
@@ -38,14 +38,13 @@ class RouterFront(FrontSocket):
 
     Args:
         context: the router's ZeroMQ context.
-        endpoint: `ipc://PATH` or `tcp://HOST:PORT`; the port may be `*`.
+        endpoint: `tcp://HOST:PORT`; the port may be `*`.
         max_message_size: bytes of a request. libzmq closes a connection that sends a frame of over twice that.
         unread: counts what clients leave unread; shared by all front sockets.
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
         connections: accepts its clients.
         entrance: finds who sends its messages; None without locks.
         curve: the daemon's keys, with which connections are encrypted; None for those that are not.
-        of_connection: without locks: the property of their connection that messages have; None for none.
 
     Attributes:
         socket: the ROUTER socket.
@@ -66,11 +65,11 @@ class RouterFront(FrontSocket):
         connections: Connections,
         entrance: Entrance | None = None,
         curve: CurveKeys | None = None,
-        of_connection: str | None = None,
     ) -> None:
         super().__init__(endpoint, unread, connections, entrance)
-        self._of_connection = entrance.of_connection if entrance is not None else of_connection
+        self._of_connection = entrance.of_connection if entrance is not None else None
         self._curve = curve
+        self._listener: Listener | None = None
         # By the first address frame. Every connection that gets a reply is in `_recent`; see `_find_backlog`.
         self._recent: dict[bytes, Backlog] = {}
         self._older: dict[bytes, Backlog] = {}
@@ -78,11 +77,8 @@ class RouterFront(FrontSocket):
         self._forgotten_bytes = 0  # small replies, at most, that a connection without a backlog may have got before
         try:
             self.socket = context.socket(zmq.ROUTER)
-        except BaseException as error:
-            self._release_path()
-            if isinstance(error, zmq.ZMQError):
-                raise bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
-            raise
+        except zmq.ZMQError as error:
+            raise bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
         try:
             self.endpoint = self._open(context, endpoint, max_message_size, peer_timeout_s)
         except BaseException as error:
@@ -108,11 +104,8 @@ class RouterFront(FrontSocket):
             self.socket.set(option, value)
         if self._curve is not None:
             self._encrypt(self._curve)
-        if self._path is not None:
-            listening, bound = self._listen_on(self._path, endpoint), endpoint
-        else:
-            bind_it = functools.partial(bind, endpoint)
-            listening, bound = take_listening_socket(context, bind_it, self._connections.backlog)
+        bind_it = functools.partial(bind, endpoint)
+        listening, bound = take_listening_socket(context, bind_it, self._connections.backlog)
         try:
             listener = Listener(context, self.socket, listening, bound)
         except BaseException:
@@ -137,6 +130,11 @@ class RouterFront(FrontSocket):
         }
         for option, value in options.items():
             self.socket.set(option, value)
+
+    @property
+    def local(self) -> bool:
+        """Clients may run on another machine."""
+        return False
 
     @property
     def descriptor(self) -> int:
@@ -256,11 +254,13 @@ class RouterFront(FrontSocket):
         return bool(backlog.marks) or backlog.unmarked >= self._mark_bytes
 
     def close(self, linger_ms: int = 0) -> None:
-        """Stops listening, and removes the socket's path.
+        """Stops listening; libzmq closes the connections.
 
         Args:
             linger_ms: milliseconds that libzmq may take to send what clients have not read.
         """
-        self._stop_listening()
+        if self._listener is not None:
+            self._connections.remove(self._listener)
+            self._listener.close()
+            self._listener = None
         self.socket.close(linger_ms)
-        self._release_path()

@@ -25,8 +25,9 @@ from multitower.message_stream import MessageStream
 from multitower.zmtp import ZmtpError
 
 from ..loop.log import event
+from ..loop.reactor import unwatched
 from ..security.entrance import Entrance
-from .acceptor import StreamListener
+from .acceptor import PathListener
 from .binding import listening_error
 from .connections import Connections
 from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming
@@ -82,7 +83,6 @@ class StreamFront(FrontSocket):
         # What a message with too many bytes has is kept until there are too many, so that it gets its error.
         self._limits = zmtp.Limits(2 * max_message_size, MAX_FRAMES, max_message_size)
         self._buffer_bytes = buffer_bytes
-        self.recheck = self.flush  # without a loop, nothing is collected
         self._peers: dict[bytes, Peer] = {}
         self._by_descriptor: dict[int, Peer] = {}
         self._made = 0
@@ -91,45 +91,49 @@ class StreamFront(FrontSocket):
         self._opening: dict[Peer, float] = {}  # until when each has time for its greeting
         self._refused = 0
         self._logged = 0.0
-        self._poll: select.epoll | None = None
         try:
-            self._poll = select.epoll()
-            self._descriptor = self._poll.fileno()
-            self._open(endpoint)
-        except BaseException as error:
-            self.close()
-            translated = listening_error(endpoint, error)
-            if translated is error:
-                raise
-            raise translated from None
-
-    def _open(self, endpoint: str) -> None:
-        assert self._path is not None  # it is an ipc endpoint
-        listening = self._listen_on(self._path, endpoint)
+            poll = select.epoll()
+        except OSError as error:
+            raise listening_error(endpoint, error) from None
+        self._poll: select.epoll | None = poll
+        self._descriptor = poll.fileno()
         try:
-            listener = StreamListener(listening, self._add)
-            self._connections.add(listener)
+            self._listener = PathListener(endpoint, connections, self._add)
         except BaseException:
-            listening.close()
+            poll.close()
             raise
-        self._listener = listener
+        self.recheck = self.flush  # without a loop, nothing is collected
+
+    @property
+    def local(self) -> bool:
+        """Its clients run on this machine."""
+        return True
+
+    def restore(self, endpoint: str) -> bool:
+        """See `FrontSocket.restore`."""
+        try:
+            return self._listener.restore(endpoint)
+        finally:
+            self.endpoint = self._listener.endpoint
+
+    def touch(self) -> None:
+        """See `FrontSocket.touch`."""
+        self._listener.touch()
 
     def close(self, linger_ms: int = 0) -> None:
-        """Stops listening, and removes the socket's path.
-
-        Args:
-            linger_ms: milliseconds for which what clients have not read may still be sent.
-        """
-        self._stop_listening()
+        """See `FrontSocket.close`; it also removes the path."""
+        poll = self._poll
+        if poll is None:
+            return
+        self._listener.close()
         self.flush()
         if linger_ms:
             self._linger(time.monotonic() + linger_ms / 1000)
         for peer in list(self._peers.values()):
             self._drop(peer)
-        if self._poll is not None:
-            self._poll.close()
-            self._poll = None
-        self._release_path()
+        self._poll = None
+        poll.close()
+        self.recheck = unwatched  # otherwise its memory would wait for the collector of cycles
 
     def _linger(self, until: float) -> None:
         """Writes what is kept, as far as clients read, until that time."""

@@ -22,8 +22,7 @@ from multitower.supervisor.loop.runtime_dir import (
     private_folder,
     temporary_base,
 )
-from multitower.supervisor.routing.binding import IPC
-from multitower.supervisor.routing.listener import SOCKET_MODE
+from multitower.supervisor.routing.binding import IPC, SOCKET_MODE
 from multitower.temporary_folder import NoTemporaryFolderError
 from multitower.tools.doctor.findings import Finding, Level
 
