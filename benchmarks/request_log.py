@@ -13,7 +13,7 @@ import time
 from types import SimpleNamespace
 from typing import Any, cast
 
-from multitower.supervisor.observability.request_entries import Entry, describe_request, format_entry
+from multitower.supervisor.observability.request_log_entries import Entry, describe_request, format_entry
 from multitower.supervisor.scheduling.batch_run import BatchRun
 from multitower.supervisor.scheduling.request import Request
 

@@ -23,7 +23,7 @@ from ..scheduling.open_requests import Reply
 from ..scheduling.request import Request
 from ..settings import ActiveSettings
 from .line_writer import LineWriter
-from .request_entries import Entry, Noted, describe_request, format_entry, note_answer, note_inputs
+from .request_log_entries import Entry, Noted, describe_request, format_entry, note_answer, note_inputs
 from .rotated_file import RotatedFile
 
 log = logging.getLogger("multitower.request_log")

@@ -23,7 +23,7 @@ from ..loop.log import event
 from ..machine.placement import Placement
 from ..observability.tracing import why_impossible
 from ..settings import Settings
-from ..workers.replacement_queue import Replacement
+from ..workers.planned_replacement_queue import Replacement
 from ..workers.slot import Slot
 from .order_queue import Order, OrderContext
 

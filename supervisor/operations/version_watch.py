@@ -20,7 +20,7 @@ from multitower.spec import ONLY_VERSION, ModelSpec
 from ..config.config import Config, ModelConfig
 from ..loop.history import EventKind
 from ..loop.log import event
-from ..workers.replacement_queue import Replacement
+from ..workers.planned_replacement_queue import Replacement
 from .content_comparison import ContentComparison
 from .memory_growth import has_grown
 from .model_orders import ModelOrders

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from multitower.spec import ModelReport, ModelSpec
 
 from ..routing.router import Router
-from .replacement_queue import ReplacementQueue
+from .planned_replacement_queue import ReplacementQueue
 from .slot import Slot
 from .slot_state_machine import LIVE
 from .slots import Slots

@@ -22,7 +22,7 @@ from ..loop.log import event
 from ..scheduling.scheduler import Scheduler
 from .assignments import Assignments
 from .known_contents import KnownContents
-from .replacement_queue import Replacement, ReplacementQueue
+from .planned_replacement_queue import Replacement, ReplacementQueue
 from .slot import Slot, WorkerProcess, describe_failures
 from .slot_state_machine import LIVE, State
 from .slots import Slots

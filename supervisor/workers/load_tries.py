@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .capacity import Capacity
-from .replacement_queue import RETRY_S, Replacement, ReplacementQueue
+from .planned_replacement_queue import RETRY_S, Replacement, ReplacementQueue
 from .slot import Slot
 from .slot_state_machine import State
 from .slots import Slots

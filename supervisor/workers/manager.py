@@ -1,9 +1,9 @@
 """Manages all worker processes: those of the slots, and the spares.
 
 The daemon's loop calls `tick` whenever something has happened or is due. What happened to processes is taken from
-`process_watcher.py`; `slots.py` starts and ends processes, `reports.py` handles what they report, `worker_deaths.py`
-decides what follows a death, `health.py` finds those that hang, `planned_replacement.py` replaces them on purpose, and
-`availability.py` decides which models can be served.
+`process_watcher.py`; `slots.py` starts and ends processes, `reports.py` handles what they report,
+`restart_after_death.py` decides what follows a death, `health.py` finds those that hang, `planned_replacement.py`
+replaces them on purpose, and `availability.py` decides which models can be served.
 
 A defect costs at most the worker that it concerns: each event and each step is contained. Its error is logged with a
 traceback, the worker is killed and replaced, and its requests run again. A `StateError` of the scheduler is not
@@ -35,16 +35,16 @@ from .known_contents import KnownContents
 from .launcher import Launcher
 from .load_tries import LoadTries
 from .planned_replacement import Replacer
+from .planned_replacement_queue import Replacement, ReplacementQueue
 from .process_watcher import InputFailed, MessageReceived, ProcessEvent, ProcessExited, ProcessWatcher, SocketClosed
-from .replacement_queue import Replacement, ReplacementQueue
 from .reports import Reports
+from .restart_after_death import RestartAfterDeath
 from .restart_budget import RestartBudget
 from .settings import WorkerSettings
 from .slot import Slot, WorkerProcess
 from .slots import Slots
 from .slow_loads import SlowLoads
 from .spares import Spares
-from .worker_deaths import WorkerDeaths
 
 log = logging.getLogger("multitower.manager")
 
@@ -94,7 +94,7 @@ class WorkerManager:
         self.known_contents = KnownContents()
         assignments = Assignments(self._scheduler, launcher, self._spares, self._exits, rng, self.known_contents)
         self._slots = Slots(self._scheduler, assignments, self._spares, self._exits, rng, settings.policy, self.history)
-        self._worker_deaths = WorkerDeaths(self._slots, assignments)
+        self._restart_after_death = RestartAfterDeath(self._slots, assignments)
         self._capacity = capacity
         self._health = Health(capacity, settings)
         self._replacements = ReplacementQueue()
@@ -205,7 +205,7 @@ class WorkerManager:
         self._exits.release_process(process)
         suspect_to_blame = self._remove_route(process, now)
         if process.slot is not None:
-            self._worker_deaths.handle_death(process, now, suspect_to_blame=suspect_to_blame)
+            self._restart_after_death.handle_death(process, now, suspect_to_blame=suspect_to_blame)
         elif process in self._spares.processes:
             self._spares.handle_death(process, now)
 

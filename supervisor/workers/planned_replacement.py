@@ -19,7 +19,7 @@ from ..routing.router import Router
 from .capacity import Capacity
 from .device_waits import versions_blocked_by, will_be_relieved
 from .exit_cause import Fault, Verdict
-from .replacement_queue import Replacement, ReplacementQueue, Step
+from .planned_replacement_queue import Replacement, ReplacementQueue, Step
 from .shortage import FIRST_RETRY_S
 from .slot import WorkerProcess, describe_failures
 from .slot_state_machine import LIVE, Event, State

@@ -19,7 +19,7 @@ from ..routing.worker_connection import WorkerProtocolError
 from .content_check import ContentCheck
 from .exit_cause import Fault, Verdict
 from .load_failures import current_reports
-from .replacement_queue import ReplacementQueue
+from .planned_replacement_queue import ReplacementQueue
 from .slot import Slot, WorkerProcess, describe_failures
 from .slot_state_machine import Event
 from .slots import Slots

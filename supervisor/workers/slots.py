@@ -1,6 +1,7 @@
 """The slots and their processes: carries out what the slots' state machines ask for.
 
-`reports.py`, `slow_loads.py`, `worker_deaths.py` and `planned_replacement.py` change slots through the methods here.
+`reports.py`, `slow_loads.py`, `restart_after_death.py` and `planned_replacement.py` change slots through the methods
+here.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from multitower.load_step import LoadStep
 
 from ..loop.log import event
 from .capacity import Capacity
-from .replacement_queue import Replacement, ReplacementQueue
+from .planned_replacement_queue import Replacement, ReplacementQueue
 from .settings import WorkerSettings
 from .slot import Slot, WorkerProcess
 from .slot_state_machine import State

@@ -29,6 +29,7 @@ from multitower.supervisor.workers.hang_detector import HangDetector, ProcessSta
 from multitower.supervisor.workers.launcher import Launcher
 from multitower.supervisor.workers.manager import WorkerManager
 from multitower.supervisor.workers.output import OutputLine
+from multitower.supervisor.workers.planned_replacement_queue import Replacement
 from multitower.supervisor.workers.process_watcher import (
     InputFailed,
     MessageReceived,
@@ -36,7 +37,6 @@ from multitower.supervisor.workers.process_watcher import (
     ProcessExited,
     ProcessWatcher,
 )
-from multitower.supervisor.workers.replacement_queue import Replacement
 from multitower.supervisor.workers.restart_budget import RestartPolicy
 from multitower.supervisor.workers.settings import WorkerSettings
 from multitower.supervisor.workers.shortage import StartFailure

@@ -16,7 +16,7 @@ from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.operations.order_queue import MAX_WAITING, Order, OrderQueue
 from multitower.supervisor.operations.orders import MAX_RESTARTS
-from multitower.supervisor.workers.replacement_queue import Replacement, ReplacementQueue
+from multitower.supervisor.workers.planned_replacement_queue import Replacement, ReplacementQueue
 
 
 @pytest.fixture

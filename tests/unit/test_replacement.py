@@ -7,7 +7,7 @@ from fake_workers import Scene, child, spec
 from serving_scene import condemn, serving
 
 from multitower.errors import Reason
-from multitower.supervisor.workers.replacement_queue import Replacement
+from multitower.supervisor.workers.planned_replacement_queue import Replacement
 from multitower.supervisor.workers.slot_state_machine import State
 
 # Two processes fit: the old one serves until the new one is ready.

@@ -23,8 +23,8 @@ from multitower.errors import Reason, make
 from multitower.supervisor.config.request_log import RequestLogConfig
 from multitower.supervisor.observability import line_writer
 from multitower.supervisor.observability.line_writer import LineWriter
-from multitower.supervisor.observability.request_entries import MAX_VALUES, Entry, Noted, format_entry
 from multitower.supervisor.observability.request_log import RequestLog
+from multitower.supervisor.observability.request_log_entries import MAX_VALUES, Entry, Noted, format_entry
 from multitower.supervisor.observability.rotated_file import RotatedFile
 from multitower.supervisor.observability.switch_interval import SWITCH_S
 from multitower.supervisor.routing.front_socket import FrontSocket

@@ -7,7 +7,7 @@ from fake_settings import Slots, made, reload
 from fake_workers import Scene, child
 
 from multitower.errors import Reason, Unavailable
-from multitower.supervisor.workers.replacement_queue import Replacement
+from multitower.supervisor.workers.planned_replacement_queue import Replacement
 
 
 def serving(models: Slots, *, fits: bool = True, retry: int = 1, max_restarts: int = 100) -> Scene:

@@ -12,7 +12,7 @@ from multitower import batch_results, worker_wire
 from multitower.spec import WorkerReport
 from multitower.supervisor.scheduling.scheduler import StateError
 from multitower.supervisor.workers.exit_cause import Fault, Verdict
-from multitower.supervisor.workers.replacement_queue import Replacement
+from multitower.supervisor.workers.planned_replacement_queue import Replacement
 from multitower.supervisor.workers.slot import WorkerProcess
 from multitower.supervisor.workers.slot_state_machine import LIVE, Event, State
 from multitower.supervisor.workers.spares import RETRY_S

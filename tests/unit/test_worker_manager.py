@@ -8,8 +8,8 @@ import pytest
 from fake_workers import Scene, child
 
 from multitower.supervisor.workers.exit_cause import Fault, Verdict
+from multitower.supervisor.workers.planned_replacement_queue import RETRY_S
 from multitower.supervisor.workers.process_watcher import SocketClosed
-from multitower.supervisor.workers.replacement_queue import RETRY_S
 from multitower.supervisor.workers.slot_state_machine import State
 
 

@@ -1,6 +1,6 @@
 """What a slot does after one of its processes has died: it starts another one, goes on with one it has, or fails.
 
-`manager.py` calls `WorkerDeaths.handle_death` once the process has been released and its requests belong to others.
+`manager.py` calls `RestartAfterDeath.handle_death` once the process has been released and its requests belong to others.
 Processes that are replaced on purpose are the subject of `planned_replacement.py`.
 """
 
@@ -24,7 +24,7 @@ log = logging.getLogger("multitower.manager")
 LOADS_ON = "the worker beside which it was started goes on loading all models"
 
 
-class WorkerDeaths:
+class RestartAfterDeath:
     """Decides what slots do after processes have died.
 
     Args:
