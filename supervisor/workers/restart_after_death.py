@@ -1,7 +1,7 @@
 """What a slot does after one of its processes has died: it starts another one, goes on with one it has, or fails.
 
-`manager.py` calls `RestartAfterDeath.handle_death` once the process has been released and its requests belong to others.
-Processes that are replaced on purpose are the subject of `planned_replacement.py`.
+`manager.py` calls `RestartAfterDeath.handle_death` once the process has been released and its requests belong to
+others. Processes that are replaced on purpose are the subject of `planned_replacement.py`.
 """
 
 from __future__ import annotations
