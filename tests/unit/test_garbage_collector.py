@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from scheduler_scene import Scene
 
-from multitower.supervisor.daemon import tune_garbage_collector
+from multitower.supervisor.loop.garbage_collector import tune_garbage_collector
 
 if sys.argv[2] == "tuned":
     tune_garbage_collector()
