@@ -220,6 +220,7 @@ def test_a_reload_turns_tracing_on_and_off(tmp_path: Path, collector: Collector)
         daemon.wait(lambda: client.status()["daemon"]["tracing"] is None)
         daemon.wait_line("requests are not traced any more")
         assert client.infer("slow", seconds(0.0))
+        assert daemon.end() == 0
     # What waited has been exported, over HTTP this time.
     requests = [span for span in collector.spans()[before:] if span.name == "infer slow"]
     assert 0 < len(requests) < 32
