@@ -141,6 +141,7 @@ class Assignment(_Json):
         cores: CPU numbers that the worker is bound to; empty for no binding.
         memory_limit_bytes: a limit on each device's memory for TensorFlow; None for growth on demand.
         max_message_size: bytes that a request may have; None if that is not to be checked.
+        spin_s: seconds for which it looks for messages again and again before it sleeps.
         models: the models to load, in this order.
     """
 
@@ -153,6 +154,7 @@ class Assignment(_Json):
     cores: tuple[int, ...] = ()
     memory_limit_bytes: int | None = None
     max_message_size: int | None = None
+    spin_s: float = 0.0
     models: tuple[ModelSpec, ...] = ()
 
     @property

@@ -25,6 +25,7 @@ from .lifecycle import Lifecycle, LifecycleState
 from .loop.background import BackgroundJobs
 from .loop.containment import ErrorLog, EventSources
 from .loop.history import EventHistory
+from .loop.log import event
 from .loop.reactor import Reactor
 from .loop.runtime_dir import HeldError, NotBindableYetError
 from .machine.core_claims import CoreClaims
@@ -118,7 +119,7 @@ class Parts:
                 self.endpoints = self._open_endpoints(config, strict=strict)
                 opened = self._open_gateway(config, strict=strict)
             self._sampler = stack.enter_context(contextlib.closing(Sampler(ProcessLimits())))
-            self.reactor = stack.enter_context(contextlib.closing(Reactor()))
+            self.reactor = stack.enter_context(contextlib.closing(Reactor(_spin_s(settings))))
             self.errors = ErrorLog(log)
             self.sources = EventSources(self.reactor, self.errors)
             self.settings = ActiveSettings(settings)
@@ -303,6 +304,14 @@ def _check_possible(config: Config) -> None:
     untraceable = why_impossible(config.tracing)
     if untraceable is not None:
         raise StartError(Exit.UNAVAILABLE, f"{config.path}: {untraceable}")
+
+
+def _spin_s(settings: Settings) -> float:
+    """For how long the loop looks for events before it sleeps; see `machine.placement.has_idle_cores`."""
+    spin_s = max((placement.spin_s for placement in settings.placements), default=0.0)
+    if settings.config.spin and not spin_s:
+        event(log, logging.WARNING, "spin is off: there are fewer cores than busy threads")
+    return spin_s
 
 
 def _read_curve_keys(config: Config) -> CurveKeys | None:

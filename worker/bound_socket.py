@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -49,6 +50,7 @@ class BoundSocket:
 
     def __init__(self, path: str) -> None:
         self._wait_ms: int | None = None
+        self._spin_s = 0.0
         # Before each call that reads: one that waits itself wakes up also when the peer has read an answer.
         self._arrivals = select.poll()
         self._buffers = Buffers(MAX_FREE_BYTES)
@@ -69,6 +71,10 @@ class BoundSocket:
         """Limits how long `receive` waits; 0 for no limit."""
         self._wait_ms = int(seconds * 1000) or None
         _limit_waiting(self._listening, seconds)
+
+    def set_spin(self, seconds: float) -> None:
+        """Lets `receive` look for messages again and again for so long before it sleeps; 0 for not at all."""
+        self._spin_s = seconds
 
     def fileno(self) -> int:
         """A descriptor that is readable when something has arrived that has not been read; `receive` then."""
@@ -112,7 +118,7 @@ class BoundSocket:
                     return message[1:]
                 continue  # no REQ sends this
             try:
-                if wait and not self._arrivals.poll(self._wait_ms):
+                if wait and not self._wait():
                     return None
                 arrived = stream.read()
             except OSError as failure:  # another name than above: compiled code gives each name one type
@@ -122,6 +128,15 @@ class BoundSocket:
                 if not stream.ended:
                     return None
                 self._drop(stream)
+
+    def _wait(self) -> bool:
+        """Waits until something arrives; returns whether it has."""
+        if self._spin_s:
+            until = time.monotonic() + self._spin_s
+            while time.monotonic() < until:
+                if self._arrivals.poll(0):
+                    return True
+        return bool(self._arrivals.poll(self._wait_ms))
 
     def send(self, message: Sequence[Any]) -> None:
         """Sends a message, and waits until the kernel has taken it. It is lost if the peer has gone.

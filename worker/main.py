@@ -143,6 +143,7 @@ class _Worker:
         # Nor the models. With TensorFlow a full collection takes 200 ms otherwise, and some batch would wait for it.
         gc.collect()
         gc.freeze()
+        self._socket.set_spin(assignment.spin_s)
         self._report("ready", models=models.reports)
         self._serve(models)
         records.current.model = None

@@ -67,6 +67,7 @@ _MIN_MESSAGE_SIZE: Final = 1 << 10
 _MIN_WATCH_S: Final = 0.05
 _MIN_HEARTBEAT_S: Final = 0.05
 _MAX_HEARTBEAT_S: Final = 60.0
+_MAX_SPIN_S: Final = 0.001  # a wake-up takes far less
 _MAX_MESSAGE_SIZE: Final = 1 << 40  # libzmq is given twice this value, in 64 bits
 
 
@@ -246,6 +247,11 @@ class Config(Section):
         "30s",
         "A client over tcp that sends nothing for so long, no answer to heartbeats either, is gone; 0 for never.",
     )
+    spin: SecondsOrOff = key(
+        0,
+        "How long the router and idle workers look for messages again and again before they sleep, at most 1ms; 0 for "
+        "not at all. Off by itself where there are fewer cores than threads that are busy.",
+    )
     metrics: Metrics = key({}, "What is reported to monitoring systems.")
 
     _path: Path = PrivateAttr()
@@ -287,6 +293,13 @@ class Config(Section):
         if value != 0 and not MIN_PEER_TIMEOUT_S <= value <= MAX_PEER_TIMEOUT_S:
             least, most = format_duration(MIN_PEER_TIMEOUT_S), format_duration(MAX_PEER_TIMEOUT_S)
             raise ValueError(f"must be from {least} to {most}, not {format_duration(value)}; 0: never")
+        return value
+
+    @field_validator("spin")
+    @classmethod
+    def _short(cls, value: float) -> float:
+        if value > _MAX_SPIN_S:
+            raise ValueError(f"must be at most {format_duration(_MAX_SPIN_S)}, not {format_duration(value)}; 0: off")
         return value
 
     @field_validator("models")

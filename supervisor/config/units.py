@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Final
 
 DURATION_UNITS: Final[Mapping[str, Fraction]] = {
+    "us": Fraction(1, 1_000_000),
     "ms": Fraction(1, 1000),
     "s": Fraction(1),
     "m": Fraction(60),
@@ -57,7 +58,7 @@ def printable(text: object) -> str:
 
 
 def parse_duration(value: object) -> float:
-    """Parses `500ms`, `30s`, `1.5m` or `2h`; returns seconds.
+    """Parses `50us`, `500ms`, `30s`, `1.5m` or `2h`; returns seconds.
 
     Raises:
         ValueError: no unit, an unknown unit, or longer than `MAX_DURATION_S`.

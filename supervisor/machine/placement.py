@@ -49,6 +49,8 @@ class Placement:
         cores: CPU numbers to bind the worker to; empty for no binding.
         memory_limit_bytes: TensorFlow's limit on each of its devices; None for growth on demand.
         max_message_size: bytes that a request may have.
+        spin_s: seconds for which the worker looks for messages before it sleeps. Not compared: it depends on how many
+            workers there are.
         models: names of the models that are configured for its devices. Not compared, since a change of them alone
             needs no replacement of a worker that loads the same models as before.
     """
@@ -61,6 +63,7 @@ class Placement:
     cores: tuple[int, ...]
     memory_limit_bytes: int | None
     max_message_size: int | None = None
+    spin_s: float = field(default=0.0, compare=False)
     models: tuple[str, ...] = field(default=(), compare=False)
 
     def select_models(self, models: Iterable[ModelSpec]) -> tuple[ModelSpec, ...]:
@@ -79,6 +82,7 @@ class Placement:
             cores=self.cores,
             memory_limit_bytes=self.memory_limit_bytes,
             max_message_size=self.max_message_size,
+            spin_s=self.spin_s,
             models=tuple(models),
         )
 
@@ -146,10 +150,28 @@ def place_workers_on(
     selections = {model.name: model.devices for model in config.models}
     devices = [device for group in groups for device in group]
     models = assign_models(selections, [placement.devices for placement in placements], devices)
+    spin_s = config.spin if has_idle_cores(config, len(placements), limits) else 0.0
     return tuple(
-        replace(placement, models=names, max_message_size=config.max_message_size)
+        replace(placement, models=names, max_message_size=config.max_message_size, spin_s=spin_s)
         for placement, names in zip(placements, models, strict=True)
     )
+
+
+def has_idle_cores(config: Config, workers: int, limits: ProcessLimits) -> bool:
+    """Whether a thread that spins takes no core from one that works.
+
+    Those are the router's, one of each worker, the gateway's, and that of a client on this machine.
+
+    Args:
+        config: the configuration.
+        workers: how many there are.
+        limits: what this process may use.
+    """
+    quota = limits.cpu_quota()
+    cores = float(len(limits.cores()))
+    if quota is not None:
+        cores = min(cores, quota.cores)
+    return cores >= 2 + workers + (config.gateway.threads if config.gateway is not None else 0)
 
 
 def divide_machine(

@@ -32,7 +32,7 @@ log = logging.getLogger("multitower.daemon")
 RELOAD: Final = "reload"
 """Why the settings change where an operator reloads the whole configuration."""
 
-UNCHANGEABLE: Final = ("listen", "runtime_dir", "max_message_size", "peer_timeout", "insecure")
+UNCHANGEABLE: Final = ("listen", "runtime_dir", "max_message_size", "peer_timeout", "spin", "insecure")
 """Configuration keys that a running daemon cannot change."""
 
 UNCHANGEABLE_OF_GATEWAY: Final = ("http", "grpc", "program")

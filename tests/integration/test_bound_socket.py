@@ -6,6 +6,7 @@ import select
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -214,3 +215,23 @@ def test_a_socket_that_other_code_has_closed_is_explained(bound: BoundSocket, pe
 def test_a_path_that_cannot_be_bound_raises(path: str, make: Callable[[str], str], why: str) -> None:
     with pytest.raises(OSError, match=why):
         BoundSocket(make(path))
+
+
+def test_what_arrives_while_it_spins_is_received_and_waiting_ends_at_the_limit(
+    bound: BoundSocket, peers: Peers
+) -> None:
+    peer = peers.connect(zmq.DEALER)
+    peer.send(b"first")
+    bound.wait_for_peer()
+    bound.set_wait(0.3)
+    bound.set_spin(0.05)
+    assert bound.receive(wait=True) == [b"first"]
+    begun = time.monotonic()
+    assert bound.receive(wait=True) is None
+    assert time.monotonic() - begun >= 0.3
+    timer = threading.Timer(0.01, peer.send, (b"second",))
+    bound.set_wait(60)
+    bound.set_spin(60.0)  # so it does not sleep at all
+    timer.start()
+    assert bound.receive(wait=True) == [b"second"]
+    timer.join()

@@ -295,3 +295,21 @@ def test_a_descriptor_is_watched_for_writing_only_while_that_is_wanted(reactor: 
         reactor.wait(0)
         assert len(called) == 2
         reactor.remove(ours.fileno())
+
+
+def test_a_reactor_that_spins_finds_what_arrives_meanwhile_and_sleeps_afterwards() -> None:
+    out, into = os.pipe()
+    called: list[bytes] = []
+    with closing(Reactor(spin_s=0.1)) as spinning:
+        spinning.add(out, lambda: called.append(os.read(out, 10)))
+        begun, cpu = time.monotonic(), time.thread_time()
+        spinning.wait(0.5)
+        assert time.monotonic() - begun >= 0.49
+        assert time.thread_time() - cpu < 0.4  # it sleeps for the rest
+        os.write(into, b"1")
+        begun = time.monotonic()
+        spinning.wait(SOON_S)
+        assert called == [b"1"]
+        assert time.monotonic() - begun < SOON_S
+    os.close(out)
+    os.close(into)

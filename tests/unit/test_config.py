@@ -94,6 +94,8 @@ def test_paths_are_the_same_however_the_file_is_named(folder: Path, monkeypatch:
         ("max_message_size: 1KiB", "max_message_size", 1024),
         ("peer_timeout: 0", "peer_timeout", 0.0),
         ("peer_timeout: 2m", "peer_timeout", 120.0),
+        ("spin: 50us", "spin", 0.00005),
+        ("spin: 0", "spin", 0.0),
         ("listen: ['tcp://[::1]:*', tcp://localhost:1]", "listen", ("tcp://[::1]:*", "tcp://localhost:1")),
         ("listen: tcp://127.0.0.1:1", "listen", ("tcp://127.0.0.1:1",)),
         ("listen: [ipc:///run/front.sock]", "listen", ("ipc:///run/front.sock",)),

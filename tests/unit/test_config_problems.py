@@ -84,6 +84,7 @@ DAEMON = [
     ("max_connections: 0", "max_connections: must be auto or a whole number from 1 to 1000000, not 0"),
     ("max_connections: all", "2:18: max_connections: must be auto or a whole number from 1 to 1000000, not 'all'"),
     ("peer_timeout: 100ms", "must be from 200ms to 24h, not 100ms; 0: never"),
+    ("spin: 2ms", "2:7: spin: must be at most 1ms, not 2ms; 0: off"),
     ("max_message_size: 64", "a size needs its unit: write 64MiB"),
     ("memory: 6", "must be growth, a size (6GiB) or a percentage (80%), not 6"),
     ("memory: 0GiB", "a worker needs memory"),

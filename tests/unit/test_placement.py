@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.loading import load
 from multitower.supervisor.config.values import MemoryLimit
 from multitower.supervisor.machine.devices import Device, DeviceError, Group
-from multitower.supervisor.machine.placement import Placement, divide_machine, spare_environment
+from multitower.supervisor.machine.placement import (
+    Placement,
+    divide_machine,
+    has_idle_cores,
+    place_workers_on,
+    spare_environment,
+)
+from multitower.supervisor.machine.process_limits import CpuQuota, ProcessLimits
 
 GIB = 2**30
 
@@ -329,3 +340,37 @@ def test_a_spare_gets_the_threads_of_the_slot_with_the_fewest() -> None:
     placements = placed([(cpu(0), cpu(1)), (cpu(2),)])
     assert [placement.intra_op_threads for placement in placements] == [2, 4]
     assert spare_environment(placements) == libraries(2)
+
+
+def limits(cores: int, quota: float | None = None) -> ProcessLimits:
+    """What a process may use that runs on so many cores."""
+    found = CpuQuota(quota, "cpu.max") if quota is not None else None
+    return cast(ProcessLimits, SimpleNamespace(cores=lambda: frozenset(range(cores)), cpu_quota=lambda: found))
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "workers", "gateway_threads", "idle"),
+    [
+        (4, None, 2, None, True),
+        (3, None, 2, None, False),
+        (4, None, 2, 1, False),
+        (6, None, 2, 2, True),
+        (64, 3.5, 2, None, False),
+        (64, 4.0, 2, None, True),
+    ],
+)
+def test_threads_may_spin_where_there_is_a_core_for_each_that_is_busy(
+    cores: int, quota: float | None, workers: int, gateway_threads: int | None, idle: bool
+) -> None:
+    gateway = None if gateway_threads is None else SimpleNamespace(threads=gateway_threads)
+    config = cast(Config, SimpleNamespace(gateway=gateway))
+    assert has_idle_cores(config, workers, limits(cores, quota)) is idle
+
+
+@pytest.mark.parametrize(("cores", "spin_s"), [(4, 0.00005), (3, 0.0)])
+def test_workers_are_told_for_how_long_they_may_spin(cores: int, spin_s: float, tmp_path: Path) -> None:
+    path = tmp_path / "multitower.yaml"
+    path.write_text("spin: 50us\ndevices: {cpu: 2}\nmodels: [{name: m, handler: 'handlers:Echo'}]\n")
+    config = load(path, environment={})
+    placements = place_workers_on(config, [(cpu(0),), (cpu(1),)], limits=limits(cores))
+    assert [placement.make_assignment(0, 1, ()).spin_s for placement in placements] == [spin_s, spin_s]

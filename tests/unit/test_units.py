@@ -65,7 +65,7 @@ def test_sizes_are_parsed_to_bytes(text: str, size: int) -> None:
         (parse_duration, "30 s", "did you mean '30s'"),
         (parse_duration, "30S", "did you mean '30s'"),
         (parse_duration, "30sec", "unknown unit"),
-        (parse_duration, "1d", "the units are ms, s, m, h"),
+        (parse_duration, "1d", "the units are us, ms, s, m, h"),
         (parse_duration, "-1s", "is not a duration"),
         (parse_duration, "1e3s", "unknown unit"),
         (parse_duration, "s", "is not a duration"),
