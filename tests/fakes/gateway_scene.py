@@ -27,7 +27,7 @@ from multitower.supervisor.workers.restart_budget import RestartPolicy
 
 
 def settings_with(config: GatewayConfig) -> Any:
-    whole = SimpleNamespace(gateway=config, drain_timeout=5.0)
+    whole = SimpleNamespace(gateway=config, security=None, drain_timeout=5.0)
     workers = SimpleNamespace(policy=RestartPolicy(max_restarts=2, first_s=0.01, max_s=0.01))
     return SimpleNamespace(config=whole, worker_settings=workers, timeouts={"echo": 30.0})
 
