@@ -176,6 +176,8 @@ def test_a_key_of_a_principal_is_admitted_under_its_name(asking: Asking) -> None
 @pytest.mark.parametrize(
     ("place", "value"),
     [(6, bytes(32)), (6, KEY[:31]), (6, b""), (5, b"NULL"), (5, b"PLAIN"), (2, b""), (2, b"global")],
+    # The key is another one in each process that collects tests.
+    ids=["another key", "half a key", "no key", "NULL", "PLAIN", "no domain", "another domain"],
 )
 def test_anything_else_is_refused(asking: Asking, locks: Locks, place: int, value: bytes) -> None:
     request = [*GOOD]
