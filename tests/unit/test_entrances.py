@@ -116,7 +116,9 @@ REFUSED = [(kind, None, "unauthenticated") for kind in GUARDED]
 REFUSED += [(kind, KEYS.public, "forbidden") for kind in GUARDED if kind not in (wire.CANCEL, wire.SERVER_METADATA)]
 
 
-@pytest.mark.parametrize(("kind", "connection", "reason"), REFUSED)
+@pytest.mark.parametrize(
+    ("kind", "connection", "reason"), REFUSED, ids=[f"{kind.decode()}-{why}" for kind, _, why in REFUSED]
+)
 def test_what_is_refused_looks_for_no_model(locks: Locks, kind: bytes, connection: str | None, reason: str) -> None:
     untouched: Any = Untouched()
     header = wire.dump_json({"model_name": "theirs", "inputs": []})
