@@ -91,7 +91,8 @@ def _addresses(value: object, info: ValidationInfo) -> tuple[str, ...]:
         if address in found:
             raise ValueError(f"{address} is listed twice")
         found.add(address)
-        if endpoint_of(address) in context.endpoints:
+        # Each `*` is another port.
+        if endpoint_of(address) in context.endpoints and not address.endswith(":*"):
             raise ValueError(f"{address} is an endpoint of `listen`, where clients speak another protocol")
         return address
 

@@ -86,7 +86,7 @@ def load_model(
     names = [_name_in(section) for section in sections]
     if name not in names:
         known = ", ".join(map(str, filter(None, names)))
-        raise UnknownModelError(f"{path.absolute()} names no model {name[:128]!r}, only {known}")
+        raise UnknownModelError(f"the configuration names no model {name[:128]!r}, only {known}")
     kept = [index for index, other in enumerate(names) if other == name]
     only = Node(root.position, {"models": (key_position, Node(models.position, [sections[index] for index in kept]))})
     own = [

@@ -283,7 +283,7 @@ def test_a_reload_leaves_models_with_load_at_startup_false_as_they_are(daemon: D
     ("order", "name", "more", "reason", "words"),
     [
         ("unload", "x", "", Reason.MODEL_UNKNOWN, "there is no model 'x', only m, n"),
-        ("load", "x", "", Reason.MODEL_UNKNOWN, "config.yaml names no model 'x', only m, n"),
+        ("load", "x", "", Reason.MODEL_UNKNOWN, "the configuration names no model 'x', only m, n"),
         ("load", "n", "- {name: n, handler: 'h:M', sparse: 1}", Reason.CONFIG_REFUSED, "models[2].sparse: unknown key"),
         ("load", "n", "- {name: n, handler: 'h:M', devices: [cpu:7]}", Reason.CONFIG_REFUSED, "nothing has changed"),
     ],
