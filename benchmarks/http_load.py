@@ -50,6 +50,7 @@ class Target:
         headers: of each request.
         body: of each request.
         pid: the server's main process; those below it count, too.
+        scheme: `http`, or `https` for wrk, which does not verify the certificate.
     """
 
     tool: str
@@ -58,6 +59,7 @@ class Target:
     headers: Mapping[str, str]
     body: bytes
     pid: int
+    scheme: str = "http"
 
 
 def varint(value: int) -> bytes:
@@ -116,10 +118,11 @@ class Loads:
 
     Args:
         folder: for their files.
+        programs: of wrk and h2load, those that are used.
     """
 
-    def __init__(self, folder: Path) -> None:
-        for program in ("wrk", "h2load"):
+    def __init__(self, folder: Path, programs: Sequence[str] = ("wrk", "h2load")) -> None:
+        for program in programs:
             if shutil.which(program) is None:
                 raise SystemExit(f"{program} is needed: apt-get install wrk nghttp2-client")
         self._folder = folder
@@ -158,7 +161,7 @@ class Loads:
         headers = "\n".join(f"{name}: {value}" for name, value in target.headers.items())
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(self._script)]
         environment = {**os.environ, "BODY": str(self._body(target)), "HEADERS": headers}
-        url = f"http://{target.address}{target.path}"
+        url = f"{target.scheme}://{target.address}{target.path}"
         done = subprocess.run([*command, url], env=environment, capture_output=True, text=True)
         line = next((line for line in done.stdout.splitlines() if line.startswith("JSON")), None)
         if line is None:

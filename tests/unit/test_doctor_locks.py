@@ -82,8 +82,8 @@ def test_what_is_not_loaded_as_a_library_is_told_by_its_speed() -> None:
 def test_this_process_is_examined() -> None:
     zmq.curve_keypair()
     maps = Path("/proc/self/maps").read_text()
-    assert locks._loaded_library() is None if "libsodium" not in maps else "libsodium" in str(locks._loaded_library())
-    assert 0 < locks._seconds_for_a_key() < 1
+    assert locks.loaded_library() is None if "libsodium" not in maps else "libsodium" in str(locks.loaded_library())
+    assert 0 < locks.seconds_for_a_key() < 1
 
 
 # Files.

@@ -39,7 +39,7 @@ def findings(config: Config) -> Iterator[Finding]:
     if config.security is None:
         return
     if config.security.curve is not None:
-        yield curve_finding(zmq.has("curve"), _loaded_library(), _seconds_for_a_key)
+        yield curve_finding(zmq.has("curve"), loaded_library(), seconds_for_a_key)
         yield from guarded_findings("the daemon's secret key", config.security.curve.secret_key)
     yield from guarded_findings("the principals", config.security.principals)
     if config.principals is not None:
@@ -81,7 +81,7 @@ def curve_finding(available: bool, loaded: str | None, seconds: Callable[[], flo
     return Finding(SECTION, Level.WARNING, text, "install pyzmq from its wheel, which brings libsodium")
 
 
-def _loaded_library() -> str | None:
+def loaded_library() -> str | None:
     """The name of libsodium's file, if this process has loaded one."""
     try:
         lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
@@ -91,7 +91,7 @@ def _loaded_library() -> str | None:
     return next((name for name in names if name.startswith("libsodium")), None)
 
 
-def _seconds_for_a_key() -> float:
+def seconds_for_a_key() -> float:
     """The shortest of some attempts: other programs use the cores as well."""
     secret = zmq.curve_keypair()[1]
     taken = []
