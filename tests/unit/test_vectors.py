@@ -152,7 +152,7 @@ def daemon() -> Router:
     settings: Any = SimpleNamespace(
         models=[ModelSpec(name=name)],
         model_names=[name],
-        current=SimpleNamespace(waiting=(), config=SimpleNamespace(path="multitower.yaml")),
+        current=SimpleNamespace(waiting=(), config=SimpleNamespace(path="multitower.yaml", insecure=False)),
     )
     readiness = Readiness(lifecycle, manager, router, settings)
     status = StatusReporter(

@@ -321,7 +321,7 @@ def test_a_slot_whose_released_process_was_kept_in_an_error_gets_another_one(
     if state.endswith("loads"):
         scene.order(specs=(spec(2),))
         assert scene.slot().next_process is not None
-    monkeypatch.setattr(scene.manager._worker_deaths, "handle_death", fail)
+    monkeypatch.setattr(scene.manager._restart_after_death, "handle_death", fail)
     scene.die(dead)
     monkeypatch.undo()
     scene.tick()
@@ -335,13 +335,13 @@ def test_a_slot_whose_released_process_was_kept_in_an_error_gets_another_one(
 def test_processes_kept_in_an_error_during_a_replacement_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = serving(1)
     scene.order(specs=(spec(2),))
-    monkeypatch.setattr(scene.manager._worker_deaths, "handle_death", fail)
+    monkeypatch.setattr(scene.manager._restart_after_death, "handle_death", fail)
     scene.die(scene.next_process())
     monkeypatch.undo()
     scene.settle()
     outcomes, old = scene.order(specs=(spec(3),)), scene.process()
     scene.serve(scene.next_process())
-    monkeypatch.setattr(scene.manager._worker_deaths, "handle_death", fail)
+    monkeypatch.setattr(scene.manager._restart_after_death, "handle_death", fail)
     scene.die(old, 0)
     monkeypatch.undo()
     scene.settle()
