@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from fake_daemon import FakeDaemon, Received, echo, ok
 
 from multitower import (
@@ -27,8 +26,6 @@ from multitower import (
     curve_keys,
     wire,
 )
-from multitower.cli import bench
-from multitower.cli.commands import multitower
 from multitower.exit_codes import Exit
 
 SERVER, KNOWN, STRANGER = (curve_keys.new_pair() for _ in range(3))
@@ -287,6 +284,9 @@ def test_no_secret_key_is_shown(daemon: FakeDaemon, caplog: pytest.LogCaptureFix
 
 
 def test_the_client_processes_of_bench_get_the_keys_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("click", reason="the client is installed without the command line")
+    from multitower.cli import bench
+
     for name in (wire.KEY_VARIABLE, wire.SERVER_KEY_VARIABLE):
         monkeypatch.setenv(name, "another")  # so that it is restored
     given = {"model": "m", "key": Path("ana.key_secret"), "server_key": SERVER.public}
@@ -299,6 +299,11 @@ def test_the_client_processes_of_bench_get_the_keys_by_the_environment(monkeypat
 
 
 def test_commands_take_the_keys(daemon: FakeDaemon, tmp_path: Path) -> None:
+    pytest.importorskip("click", reason="the client is installed without the command line")
+    from click.testing import CliRunner
+
+    from multitower.cli.commands import multitower
+
     known, stranger = (
         write(tmp_path / name, curve_keys.certificate(pair.public, pair.secret))
         for name, pair in (("known.key_secret", KNOWN), ("stranger.key_secret", STRANGER))
