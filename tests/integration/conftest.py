@@ -4,6 +4,11 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from fake_daemon import FakeDaemon
+
+from multitower import Client
+
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -11,3 +16,17 @@ def tmp_socket() -> Iterator[str]:
     """An ipc endpoint where nothing listens yet. Not under `tmp_path`: ipc paths are limited to 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         yield f"ipc://{folder}/front.sock"
+
+
+@pytest.fixture
+def daemon() -> Iterator[FakeDaemon]:
+    """A scripted daemon. Files that need another kind of daemon have a fixture of this name, which comes first."""
+    with FakeDaemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def client(daemon: FakeDaemon) -> Iterator[Client]:
+    """A client of the scripted daemon."""
+    with Client(daemon.endpoint, timeout=WAIT_S) as client:
+        yield client

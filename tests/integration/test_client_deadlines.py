@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import fake_daemon
@@ -18,18 +17,6 @@ from fake_daemon import FakeDaemon
 from multitower import Client, DeadlineExceeded, wire
 
 WAIT_S = 60.0
-
-
-@pytest.fixture
-def daemon() -> Iterator[FakeDaemon]:
-    with FakeDaemon() as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def client(daemon: FakeDaemon) -> Iterator[Client]:
-    with Client(daemon.endpoint, timeout=WAIT_S) as client:
-        yield client
 
 
 def answer(daemon: FakeDaemon) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import fake_daemon
@@ -30,18 +29,6 @@ from multitower import (
 from multitower.errors import Reason
 
 WAIT_S = 60.0
-
-
-@pytest.fixture
-def daemon() -> Iterator[FakeDaemon]:
-    with FakeDaemon() as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def client(daemon: FakeDaemon) -> Iterator[Client]:
-    with Client(daemon.endpoint, timeout=WAIT_S) as client:
-        yield client
 
 
 CLASSES: dict[Reason, type[MultitowerError]] = {

@@ -31,18 +31,6 @@ def echoing() -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture
-def daemon() -> Iterator[FakeDaemon]:
-    with FakeDaemon() as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def client(daemon: FakeDaemon) -> Iterator[Client]:
-    with Client(daemon.endpoint, timeout=WAIT_S) as client:
-        yield client
-
-
 # Arrays.
 
 NUMBERS = [datatype for datatype in tensors.DATATYPES if datatype not in (tensors.BYTES, tensors.BF16)]

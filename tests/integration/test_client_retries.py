@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,6 @@ from multitower import AsyncClient, Client, DeadlineExceeded, MultitowerError, O
 from multitower.errors import Reason
 
 WAIT_S = 60.0
-
-
-@pytest.fixture
-def daemon() -> Iterator[FakeDaemon]:
-    with FakeDaemon() as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def client(daemon: FakeDaemon) -> Iterator[Client]:
-    with Client(daemon.endpoint, timeout=WAIT_S) as client:
-        yield client
 
 
 def full(request: Received, retry_after_ms: float = 1) -> list[bytes]:

@@ -28,12 +28,6 @@ VANISHED = 20
 
 
 @pytest.fixture
-def daemon() -> Iterator[FakeDaemon]:
-    with FakeDaemon() as daemon:
-        yield daemon
-
-
-@pytest.fixture
 def proxy(daemon: FakeDaemon) -> Iterator[SwallowingProxy]:
     with SwallowingProxy(daemon.endpoint) as proxy:
         yield proxy
