@@ -35,7 +35,7 @@ PATTERN_PATTERN: Final = r"^[A-Za-z0-9_.*?\[\]!-]{1,128}$"
 
 
 class Role(StrEnum):
-    """What a principal may do; `security/operations.py` has the operations of each role."""
+    """What a principal may do; `security/operation_table.py` has the operations of each role."""
 
     INFER = "infer"
     OBSERVE = "observe"

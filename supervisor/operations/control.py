@@ -21,7 +21,7 @@ from ..observability.metrics import Metrics
 from ..observability.recording import Recorder
 from ..routing.front_socket import FrontSocket, Incoming, internal_error
 from ..security.audit import Audit
-from ..security.operations import OPERATIONS, Operation
+from ..security.operation_table import OPERATIONS, Operation
 from ..security.peers import NOBODY, Peer, Peers
 from .model_orders import ModelOrders
 from .order_queue import READ_S

@@ -18,10 +18,11 @@ from ..loop.containment import ErrorLog
 from ..scheduling.open_requests import Answer, Reply
 from ..scheduling.request import Request
 from ..scheduling.scheduler import Scheduler
+from ..security.authenticator import GATEWAY
 from ..security.authorisation import Authorisation, without_names
 from ..security.entrance import Entrance, GatewayEntrance
-from ..security.handles import ANONYMOUS_HANDLE, GATEWAY
-from ..security.operations import OPERATIONS
+from ..security.handles import ANONYMOUS_HANDLE
+from ..security.operation_table import OPERATIONS
 from ..security.peers import Peer
 from .admission import Admission
 from .front_socket import FrontSocket, Incoming, internal_error

@@ -31,7 +31,7 @@ from .acceptor import PathListener
 from .binding import listening_error
 from .connections import Connections
 from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming
-from .stream_peer import Peer, Written, read_credentials
+from .stream_peer import StreamPeer, Written, read_credentials
 from .unread import REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
 
 log = logging.getLogger("multitower.router")
@@ -83,12 +83,12 @@ class StreamFront(FrontSocket):
         # What a message with too many bytes has is kept until there are too many, so that it gets its error.
         self._limits = zmtp.Limits(2 * max_message_size, MAX_FRAMES, max_message_size)
         self._buffer_bytes = buffer_bytes
-        self._peers: dict[bytes, Peer] = {}
-        self._by_descriptor: dict[int, Peer] = {}
+        self._peers: dict[bytes, StreamPeer] = {}
+        self._by_descriptor: dict[int, StreamPeer] = {}
         self._made = 0
-        self._ready: deque[Peer] = deque()
-        self._held: list[Peer] = []
-        self._opening: dict[Peer, float] = {}  # until when each has time for its greeting
+        self._ready: deque[StreamPeer] = deque()
+        self._held: list[StreamPeer] = []
+        self._opening: dict[StreamPeer, float] = {}  # until when each has time for its greeting
         self._refused = 0
         self._logged = 0.0
         try:
@@ -163,7 +163,7 @@ class StreamFront(FrontSocket):
             return
         self._made += 1
         # Longer than the names that libzmq makes, and like these beginning with a zero byte.
-        peer = Peer(self._made.to_bytes(9, "big"), stream, credentials)
+        peer = StreamPeer(self._made.to_bytes(9, "big"), stream, credentials)
         self._peers[peer.name] = peer
         self._by_descriptor[peer.descriptor] = peer
         self._opening[peer] = time.monotonic() + HANDSHAKE_S
@@ -184,7 +184,7 @@ class StreamFront(FrontSocket):
             event(log, logging.WARNING, "connections are closed that do not follow the protocol", count=self._refused)
             self._refused, self._logged = 0, now
 
-    def _refuse(self, peer: Peer, cause: object) -> None:
+    def _refuse(self, peer: StreamPeer, cause: object) -> None:
         """Closes the connection of a client that does not follow the protocol."""
         self._refused += 1
         if self._refused == 1 and time.monotonic() >= self._logged + LOG_EVERY_S:
@@ -193,7 +193,7 @@ class StreamFront(FrontSocket):
             event(log, logging.WARNING, "a client's connection is closed", **fields)
         self._drop(peer)
 
-    def _drop(self, peer: Peer) -> None:
+    def _drop(self, peer: StreamPeer) -> None:
         """Closes a connection: what is unsent is lost, and counts as unread no more."""
         if self._peers.pop(peer.name, None) is None:
             return
@@ -270,7 +270,7 @@ class StreamFront(FrontSocket):
                 self._drop(peer)
         return None
 
-    def _read(self, peer: Peer) -> list[Any] | None:
+    def _read(self, peer: StreamPeer) -> list[Any] | None:
         """Reads what has arrived from a connection, until there is a message; returns it."""
         stream = peer.stream
         for _ in range(READS):
@@ -331,25 +331,25 @@ class StreamFront(FrontSocket):
                 peer.held = False
                 self._write(peer)
 
-    def _write(self, peer: Peer) -> None:
+    def _write(self, peer: StreamPeer) -> None:
         """Writes what is kept for a connection, unless it waits until the kernel takes something again."""
         if not peer.stream.unsent:
             self._flush(peer)
         self._settle(peer)
 
-    def _write_rest(self, peer: Peer) -> None:
+    def _write_rest(self, peer: StreamPeer) -> None:
         """Writes what is kept for a connection from which the kernel takes something again."""
         self._flush(peer)
         self._settle(peer)
         self._unread.collect(peer.backlog, time.monotonic())
 
-    def _flush(self, peer: Peer) -> None:
+    def _flush(self, peer: StreamPeer) -> None:
         try:
             peer.stream.flush()
         except OSError:
             peer.stream.drop_unsent()  # its end is noticed next, by reading
 
-    def _settle(self, peer: Peer) -> None:
+    def _settle(self, peer: StreamPeer) -> None:
         """Counts what the kernel has not taken as unread, and has the epoll tell when it takes more."""
         stream, backlog = peer.stream, peer.backlog
         if stream.unsent and (peer.large or backlog.unmarked):

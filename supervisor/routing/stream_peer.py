@@ -36,7 +36,7 @@ def read_credentials(connection: socket.socket) -> Credentials:
     return Credentials(*_CREDENTIALS.unpack(packed))
 
 
-class Peer:
+class StreamPeer:
     """One connection.
 
     Args:

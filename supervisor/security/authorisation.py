@@ -11,7 +11,7 @@ from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.trace_context import split_header
 
-from .operations import OPERATIONS, Operation, Scope
+from .operation_table import OPERATIONS, Operation, Scope
 from .peers import Peer
 
 _INFER: Final = OPERATIONS[wire.INFER]

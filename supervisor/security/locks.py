@@ -11,9 +11,10 @@ from typing import Any
 
 from ..config.principals import Principal, Principals
 from ..loop.background import BackgroundJobs
+from .authenticator import Authenticator
 from .authorisation import Authorisation
 from .failures import Failures
-from .handles import ANONYMOUS_HANDLE, Authenticator, Handles
+from .handles import ANONYMOUS_HANDLE, Handles
 from .limits import Uses
 from .peers import NOBODY, Peer, Peers
 from .tokens import TokenVerifier

@@ -43,7 +43,7 @@ from running import STEP_S, Running
 from multitower import wire
 from multitower.bearer_tokens import hash_secret
 from multitower.supervisor.config.principals import Role
-from multitower.supervisor.security.operations import OPERATIONS, Scope
+from multitower.supervisor.security.operation_table import OPERATIONS, Scope
 
 pytestmark = pytest.mark.skipif(bool(foreign.gateway_missing()), reason=str(foreign.gateway_missing()))
 

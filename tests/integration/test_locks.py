@@ -26,7 +26,7 @@ from multitower import wire
 from multitower.errors import Reason
 from multitower.exit_codes import Exit
 from multitower.supervisor.config.principals import Role
-from multitower.supervisor.security.operations import OPERATIONS, Operation, Scope
+from multitower.supervisor.security.operation_table import OPERATIONS, Operation, Scope
 
 CONFIG = """
 devices: {cpu: 1}

@@ -11,7 +11,7 @@ import pytest
 from multitower import wire
 from multitower.supervisor.config.principals import Principal, Principals, Role
 from multitower.supervisor.security.authorisation import Authorisation
-from multitower.supervisor.security.operations import OPERATIONS, Operation, Scope
+from multitower.supervisor.security.operation_table import OPERATIONS, Operation, Scope
 from multitower.supervisor.security.peers import NOBODY, Peer, Peers, peer_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "security.md"

@@ -13,8 +13,9 @@ from multitower.errors import MultitowerError
 from multitower.supervisor.config.principals import Principal, Principals, Role
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.security import handles as module
+from multitower.supervisor.security.authenticator import Authenticator
 from multitower.supervisor.security.failures import Failure, Failures
-from multitower.supervisor.security.handles import LIFETIME_S, Authenticator, Handles
+from multitower.supervisor.security.handles import LIFETIME_S, Handles
 from multitower.supervisor.security.tokens import TokenVerifier
 
 INFER = frozenset({Role.INFER})

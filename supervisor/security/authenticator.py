@@ -1,0 +1,111 @@
+"""The answer to `MT1:authenticate`: who the client is that a credential belongs to, and a handle for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Final
+
+from multitower.bearer_tokens import MAX_TOKEN
+from multitower.errors import MultitowerError, Reason, make
+
+from ..config.principals import Principal, Principals
+from .failures import Failure, Failures
+from .handles import LIFETIME_S, Handles
+from .tokens import Refusal, TokenVerifier
+
+MAX_FROM: Final = 64
+"""Characters of a client's address."""
+
+INTERFACES: Final = ("http", "grpc")
+"""What a client of the gateway speaks, where the gateway says so."""
+
+GATEWAY: Final = "gateway"
+"""The interface of the gateway's own endpoint, and of its clients where it does not say what they speak."""
+
+Done = Callable[[dict[str, Any] | MultitowerError], None]
+"""Takes the header of the reply, or an error."""
+
+
+class Authenticator:
+    """Answers `MT1:authenticate`, which only the gateway may ask.
+
+    Args:
+        verifier: verifies tokens.
+        handles: get what is given.
+        failures: count what is refused.
+        clock: returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        verifier: TokenVerifier[Principal],
+        handles: Handles,
+        failures: Failures,
+        clock: Callable[[], float],
+    ) -> None:
+        self._verifier = verifier
+        self._handles = handles
+        self._failures = failures
+        self._clock = clock
+        self._principals = Principals()
+
+    def apply(self, principals: Principals) -> None:
+        """Puts other principals in force, from the next message on."""
+        self._principals = principals
+        self._verifier.set_principals(principals.by_name)
+        self._handles.apply(principals)
+
+    def answer(self, header: Mapping[str, Any], done: Done) -> None:
+        """Answers a request.
+
+        Args:
+            header: has `token`, or the `certificate_name` of a certificate that TLS has verified; and `from`, the
+                client's address.
+            done: called once, now or later: with the `handle`, the name of the `principal` and the milliseconds
+                `expires_ms` for which the handle is valid at least, or with an error.
+
+        Raises:
+            MultitowerError: the header is malformed; `done` is never called then.
+        """
+        origin = _text(header, "from", MAX_FROM) or ""
+        interface = header.get("interface")
+        interface = interface if interface in INTERFACES else GATEWAY
+        token, name = _text(header, "token", MAX_TOKEN), _text(header, "certificate_name", MAX_TOKEN)
+        if (token is None) == (name is None):
+            raise make(Reason.MALFORMED, "a header needs either token or certificate_name", field="token")
+        if token is not None:
+            credential: Hashable = ("token", self._verifier.digest(token))
+            outcome_of = self._verifier.verify
+            outcome_of(token, origin, lambda outcome: self._finish(outcome, credential, origin, interface, done))
+            return
+        principal = self._principals.by_name.get(name or "")
+        found = Refusal(Failure.UNKNOWN_CERTIFICATE) if principal is None else principal
+        self._finish(found, ("certificate", name), origin, interface, done)
+
+    def _finish(
+        self, outcome: Principal | Refusal, credential: Hashable, origin: str, interface: str, done: Done
+    ) -> None:
+        now = self._clock()
+        if isinstance(outcome, Refusal):
+            self._failures.add(interface, outcome.failure, origin, now, outcome.principal)
+            done(_error(outcome))
+            return
+        handle = self._handles.give(outcome, credential, origin, now)
+        done({"handle": handle.decode("ascii"), "principal": outcome.name, "expires_ms": round(LIFETIME_S * 1000)})
+
+
+def _error(refusal: Refusal) -> MultitowerError:
+    # The same words whatever is wrong.
+    if refusal.retry_after_s is None:
+        return make(Reason.UNAUTHENTICATED, "the credentials are not valid")
+    message = "too many credentials wait to be verified, or were wrong"
+    retry_after_ms = max(1, round(refusal.retry_after_s * 1000))
+    return make(Reason.QUEUE_FULL, message, limit="authentication", retry_after_ms=retry_after_ms)
+
+
+def _text(header: Mapping[str, Any], name: str, limit: int) -> str | None:
+    """Returns a text of a header, cut behind more characters than it may have; None without one."""
+    text = header.get(name)
+    if text is not None and not isinstance(text, str):
+        raise make(Reason.MALFORMED, f"{name} is not a string", field=name)
+    return text if text is None else text[: limit + 1]
