@@ -179,6 +179,8 @@ class MessageStream:
                 self.written += 1
             if sent:
                 queue[0] = memoryview(queue[0])[sent:]
+                if flags & _DONTWAIT:
+                    break  # the kernel has no room for more; a peer that reads fast does not keep the caller here
         self.unsent = bool(queue)
 
     def drop_unsent(self) -> None:

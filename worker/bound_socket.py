@@ -7,6 +7,7 @@ answer.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import select
@@ -109,7 +110,8 @@ class BoundSocket:
                 self._drop(stream, error)
                 continue
             if stream.pinged:
-                with self._writing:
+                # A peer that has gone is noticed by reading.
+                with self._writing, contextlib.suppress(OSError):
                     stream.answer_pings()
             if message is not None:
                 if not self._delimited:

@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import abc
+import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .binding import IPC, listen_on_path, listening_error, take_path
 
 if TYPE_CHECKING:
     from .connections import Connections
+
+_NO_ROOM: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""Errors of accept(2) after which the client still waits, so that it is tried again later, and not at once."""
 
 
 class Acceptor(abc.ABC):
@@ -121,8 +125,11 @@ class PathListener(Acceptor):
         """Accepts one of the clients that wait."""
         try:
             connection, _ = self._listening.accept()
-        except OSError:
-            return  # it has gone, or descriptors or memory are short; then `Connections` pauses
+        except OSError as error:
+            # Otherwise it has gone.
+            if error.errno in _NO_ROOM:
+                self._connections.pause()
+            return
         self._accepted.append(connection.fileno())
         self._on_accepted(connection)
 

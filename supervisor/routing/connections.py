@@ -52,6 +52,7 @@ class Connections:
         self.paused = False
         self._reserve = reserve
         self._announced = False
+        self._no_room = False  # the system could not make another connection, since the last `tick`
         self._listeners: dict[int, Acceptor] = {}
         self._sockets: dict[int, int] = {}  # the inode of each connection's socket, by descriptor
         self._unchecked: list[int] = []
@@ -92,6 +93,10 @@ class Connections:
             self._count()
         self._update()
 
+    def pause(self) -> None:
+        """Accepts nothing until the next `tick`: the system has no room for another connection."""
+        self._no_room = True
+
     def forget(self, descriptor: int) -> None:
         """Counts a connection no more; call it before the connection is closed, where its end is noticed at once."""
         self._sockets.pop(descriptor, None)
@@ -103,6 +108,7 @@ class Connections:
         checked in each call.
         """
         self._count()
+        self._no_room = False
         if not self._unchecked:
             self._unchecked = list(self._sockets)
         full = len(self._sockets) >= self.maximum
@@ -123,7 +129,7 @@ class Connections:
     def _update(self) -> None:
         """Pauses or resumes."""
         full = len(self._sockets) >= self.maximum
-        paused = full or not self._has_reserve()
+        paused = full or self._no_room or not self._has_reserve()
         if paused != self.paused:
             self.paused = paused
             for descriptor in self._listeners:
@@ -136,13 +142,20 @@ class Connections:
                 "no more connections are accepted until others are closed",
                 open=len(self._sockets),
                 max_connections=self.maximum,
-                cause="max_connections are open" if full else f"fewer than {self._reserve} file descriptors are free",
+                cause=self._cause(full),
                 check="do clients keep connections that they do not use? multitower doctor shows the limits",
             )
         # Not with each client that comes and goes.
         elif not paused and self._announced and len(self._sockets) <= self.maximum * 0.9:
             self._announced = False
             event(log, logging.INFO, "connections are accepted again", open=len(self._sockets))
+
+    def _cause(self, full: bool) -> str:
+        if full:
+            return "max_connections are open"
+        if self._no_room:
+            return "the system has no memory or no file descriptors for another connection"
+        return f"fewer than {self._reserve} file descriptors are free"
 
     def _has_reserve(self) -> bool:
         """Whether the process can still open the reserve of descriptors."""

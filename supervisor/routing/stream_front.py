@@ -11,6 +11,7 @@ a time. Replies are collected until the loop waits, and then written with one sy
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import socket
@@ -199,6 +200,10 @@ class StreamFront(FrontSocket):
             return
         self._connections.forget(peer.descriptor)
         del self._by_descriptor[peer.descriptor]
+        if self._poll is not None:
+            # A process that is being started may have the descriptor, too; then closing it would not remove it.
+            with contextlib.suppress(OSError):
+                self._poll.unregister(peer.descriptor)
         self._opening.pop(peer, None)
         peer.stream.close()
         peer.arrived = False
@@ -219,6 +224,9 @@ class StreamFront(FrontSocket):
     def look(self) -> bool:
         """Writes the replies that have been collected; see `FrontSocket.look`."""
         self.flush()
+        if self._ready:
+            # One read may bring thousands of messages. Other clients, and those that wait to read, do not wait for all.
+            self._find_arrivals()
         return bool(self._ready)
 
     def _find_arrivals(self) -> None:
@@ -227,7 +235,9 @@ class StreamFront(FrontSocket):
         if poll is None:
             return
         for descriptor, events in poll.poll(0):
-            peer = self._by_descriptor[descriptor]
+            peer = self._by_descriptor.get(descriptor)
+            if peer is None:
+                continue  # it was dropped for an event before this one
             if events & select.EPOLLOUT:
                 self._write_rest(peer)
             if events & ~select.EPOLLOUT:
@@ -329,7 +339,12 @@ class StreamFront(FrontSocket):
             held, self._held = self._held, []
             for peer in held:
                 peer.held = False
-                self._write(peer)
+                try:
+                    self._write(peer)
+                except Exception as error:  # noqa: BLE001  it is logged
+                    # A defect of multitower. Only this client pays.
+                    self._errors.add("writing replies", error, {"endpoint": self.endpoint})
+                    self._drop(peer)
 
     def _write(self, peer: StreamPeer) -> None:
         """Writes what is kept for a connection, unless it waits until the kernel takes something again."""
@@ -347,7 +362,10 @@ class StreamFront(FrontSocket):
         try:
             peer.stream.flush()
         except OSError:
-            peer.stream.drop_unsent()  # its end is noticed next, by reading
+            # Part of a frame may have been written, behind which nothing else may follow. Reading notices the end next.
+            peer.stream.drop_unsent()
+            with contextlib.suppress(OSError):
+                peer.stream.socket.shutdown(socket.SHUT_RDWR)
 
     def _settle(self, peer: StreamPeer) -> None:
         """Counts what the kernel has not taken as unread, and has the epoll tell when it takes more."""

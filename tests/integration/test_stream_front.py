@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -32,6 +33,10 @@ OLD_HELLO = zmtp.GREETING[:11] + b"\0" + zmtp.GREETING[12:] + zmtp.ready("DEALER
 """As a socket of ZMTP 3.0 sends it."""
 
 ANSWERED = b"".join(zmtp.encode([b"", wire.OK, b"1", b"{}"]))
+
+
+SENDING = ("send", "sendmsg")
+"""Methods of a socket with which streams write."""
 
 
 def request(id: bytes = b"1", *frames: bytes) -> bytes:
@@ -337,6 +342,87 @@ def test_a_client_with_many_requests_does_not_keep_another_waiting(scene: Scene)
     assert [b"kind", b"other's"] in order[:3]
     others = [body for body in order if body != [b"kind", b"other's"]]
     assert others == [[b"kind", b"%d" % number] for number in range(2000)]
+
+
+def test_a_read_with_thousands_of_messages_does_not_keep_another_client_waiting(scene: Scene) -> None:
+    honest = scene.raw(HELLO, request())
+    scene.receive()
+    flood = scene.raw(HELLO, b"\0\0" * 30_000)  # the shortest message of all
+    scene.receive()
+    honest.sendall(request(b"honest"))
+    for count in range(1000):
+        if count % 256 == 0:
+            scene.front.look()  # as the loop does after each burst
+        incoming = scene.front.receive()
+        assert incoming is not None
+        if incoming.body is not None and incoming.body[1:2] == [b"honest"]:
+            break
+    else:
+        pytest.fail("1000 messages of the other client came first")
+    flood.close()
+
+
+def test_a_connection_ends_whose_frame_could_be_written_only_in_part(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = greeted(scene.raw(HELLO, request()))
+    incoming = scene.receive()
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOBUFS, "no buffer space")
+
+    with monkeypatch.context() as patched:
+        for name in SENDING:
+            patched.setattr(socket.socket, name, fail)
+        scene.front.answer(incoming.address, b"1", {})
+        scene.front.flush()
+    assert has_ended(client)
+
+
+def test_a_defect_in_one_write_costs_no_other_client_its_reply(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (greeted(scene.raw(HELLO, request())) for _ in range(2))
+    incoming = [scene.receive() for _ in range(2)]
+    scene.front.recheck = lambda: None  # so replies are collected, as in a loop
+    for each in incoming:
+        scene.front.answer(each.address, b"1", {})
+    failing = [True]
+
+    def failing_once(name: str) -> Callable[..., int]:
+        send = getattr(socket.socket, name)
+
+        def fail(*arguments: object) -> int:
+            if failing:
+                failing.clear()
+                raise RuntimeError("injected")
+            return int(send(*arguments))
+
+        return fail
+
+    with monkeypatch.context() as patched:
+        for name in SENDING:
+            patched.setattr(socket.socket, name, failing_once(name))
+        scene.front.flush()
+    assert not failing
+    assert has_ended(first)
+    assert second.recv(len(ANSWERED)) == ANSWERED
+
+
+def test_where_the_system_has_no_room_a_client_waits_until_the_next_tick(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: socket.socket) -> None:
+        raise OSError(errno.ENFILE, "too many open files in system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket.socket, "accept", fail)
+        client = scene.raw(HELLO)
+        scene.connections.accept()
+        assert scene.connections.paused
+        assert not select.select([scene.connections.descriptor], [], [], 0)[0], "the loop would be woken for ever"
+    scene.connections.tick()
+    assert not scene.connections.paused
+    scene.until(lambda: scene.connections.open == 1)
+    greeted(client)
 
 
 def test_replies_are_collected_until_the_loop_waits(scene: Scene) -> None:
