@@ -21,6 +21,7 @@ from ..observability.metrics import Metrics
 from ..observability.recording import Recorder
 from ..routing.front_socket import FrontSocket, Incoming, internal_error
 from ..security.audit import Audit
+from ..security.authorisation import without_names
 from ..security.operation_table import OPERATIONS, Operation
 from ..security.peers import NOBODY, Peer, Peers
 from .model_orders import ModelOrders
@@ -107,6 +108,8 @@ class ControlSocket:
         def done(answer: dict[str, Any] | Sequence[bytes] | MultitowerError) -> None:
             nonlocal answered
             answered = True
+            if isinstance(answer, MultitowerError) and self.front.entrance is not None:
+                answer = without_names(peer, answer)
             if operation is not None and operation.changes:
                 error = answer if isinstance(answer, MultitowerError) else None
                 self._audit.note(operation.name, peer.name, peer.origin, header, error)

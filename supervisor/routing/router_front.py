@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -75,6 +77,7 @@ class RouterFront(FrontSocket):
         self._older: dict[bytes, Backlog] = {}
         self._mark_bytes = MARK_BYTES
         self._forgotten_bytes = 0  # small replies, at most, that a connection without a backlog may have got before
+        _make_names_unpredictable()
         try:
             self.socket = context.socket(zmq.ROUTER)
         except zmq.ZMQError as error:
@@ -264,3 +267,13 @@ class RouterFront(FrontSocket):
             self._listener.close()
             self._listener = None
         self.socket.close(linger_ms)
+
+
+def _make_names_unpredictable() -> None:
+    """Has libzmq begin at a random number when the next ROUTER counts up the names of its connections.
+
+    It takes the first number from rand(3), which begins alike in each process. A peer may choose its own name, and one
+    that chooses a name which libzmq then gives to another connection makes libzmq abort the process (an assertion in
+    `routing_socket_base_t::add_out_pipe`, libzmq 4.3.5).
+    """
+    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))

@@ -18,6 +18,9 @@ from .zap import USER_ID
 PEER_ADDRESS: Final = "Peer-Address"
 """The property of a connection with the peer's address; of a local socket with user, group and process."""
 
+CHOSEN_BY_LIBZMQ_BYTES: Final = 5
+"""Length of the names that libzmq gives to connections: a zero byte, and a number that it counts up."""
+
 
 class Entrance:
     """Finds who sent a message.
@@ -54,7 +57,14 @@ class CurveEntrance(Entrance):
     failure = Failure.UNKNOWN_KEY
 
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
-        """See `Entrance.identify`."""
+        """See `Entrance.identify`; nobody who has chosen the name of the connection.
+
+        libzmq sends a reply to the connection that has the name then. So a peer that takes the name of another one,
+        whose connection has ended, would get that one's replies, and could cancel its requests.
+        """
+        name = address[0]
+        if len(name) != CHOSEN_BY_LIBZMQ_BYTES or name[0] != 0:
+            return NOBODY
         return self.locks.peers.by_key(connection)
 
 

@@ -9,7 +9,7 @@ from multitower import wire
 from multitower.errors import MultitowerError
 from multitower.supervisor.routing.front_socket import Incoming
 
-ADDRESS = (b"client",)
+ADDRESS = (b"\0\1\2\3\4",)
 
 
 class FakeFront:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import select
 import time
 from collections.abc import Callable, Iterator
@@ -221,7 +222,8 @@ def test_small_replies_count_however_many_connections_get_them_in_turn(
     monkeypatch.setattr(router_front, "MAX_RECENT", 2)
     clients = [sockets.client() for _ in range(7)]
     small = bytes(size)
-    turns = (4 << 20) // size  # far more than what the operating system and the client's own queue hold
+    # More than what the client's own queue and the kernel hold, which by default keeps 4 MB of a tcp connection.
+    turns = (8 << 20) // size
     for _ in range(turns):
         for _, address in clients:
             sockets.front.reply(address, wire.OK, b"1", (HEADER, small))
@@ -281,3 +283,14 @@ def test_a_lock_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic link"):
         StreamFront(f"ipc://{tmp_path}/front.sock", MAX_MESSAGE, UnreadReplies(), Connections(1))
     assert victim.read_text() == "another's file"
+
+
+def test_libzmq_does_not_name_connections_alike_in_each_process(tmp_path: Path) -> None:
+    libc = ctypes.CDLL(None)
+    names = set()
+    for _ in range(2):
+        libc.srand(1)  # as each process begins
+        sockets = Sockets(tmp_path, RouterFront)
+        names.add(sockets.client()[1])
+        sockets.close()
+    assert len(names) == 2

@@ -53,6 +53,12 @@ def test_over_tcp_the_key_says_who_it_is(locks: Locks) -> None:
     assert entrance.identify(ADDRESS, KEYS.public) is NOBODY
 
 
+@pytest.mark.parametrize("name", [b"x", b"name", b"names", b"\0name.", b"\0\1\2\3\4\5"])
+def test_a_peer_over_tcp_that_chose_its_name_is_nobody(locks: Locks, name: bytes) -> None:
+    # Otherwise it would get the replies of another one, whose connection has ended.
+    assert CurveEntrance(locks).identify((name,), KEYS.public) is NOBODY
+
+
 def test_over_ipc_the_kernel_says_who_it_is(locks: Locks) -> None:
     entrance = LocalEntrance(locks)
     assert entrance.of_connection == "Peer-Address"

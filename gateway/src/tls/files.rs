@@ -1,8 +1,8 @@
 //! Certificates and keys: read at the start, and again whenever the files change.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
 use crate::settings::TlsSettings;
@@ -52,6 +52,11 @@ pub fn load(settings: &TlsSettings, tokens: bool) -> Result<ServerConfig, String
         let (certificate, key) = (settings.certificate.display(), settings.private_key.display());
         format!("{certificate} and {key} cannot be used together: {error}")
     })?;
+    if settings.client_ca.is_some() {
+        // A session that is resumed is not asked for its certificate again, which may have expired meanwhile.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
     Ok(config)
 }
@@ -88,7 +93,8 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 
 fn read(path: &Path, secret: bool) -> Result<Vec<u8>, String> {
     let wrong = |error: std::io::Error| format!("{}: {error}", path.display());
-    let file = File::open(path).map_err(wrong)?;
+    // A named pipe would block the open until somebody writes.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(wrong)?;
     let metadata = file.metadata().map_err(wrong)?;
     if !metadata.is_file() {
         return Err(format!("{} is not a regular file", path.display()));
