@@ -1,4 +1,4 @@
-"""A client with keys, for a daemon with locks: who it is, which daemon it means, and what a refusal looks like.
+"""A client with keys, for a daemon with `security`: who it is, which daemon it means, and what a refusal looks like.
 
 Needs files of keys (`multitower keys new`), and a daemon that serves the demo's model and admits them. Run it as:
 python examples/client_with_keys.py ana.key_secret multitower.key tcp://gpus:5555

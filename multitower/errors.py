@@ -89,7 +89,7 @@ class ConnectError(StrEnum):
     ENDPOINT_MALFORMED = "endpoint_malformed"  # the endpoint is not ipc://PATH or tcp://HOST:PORT
     # Of `unauthenticated`.
     KEY_REFUSED = "key_refused"  # the daemon does not admit this client's key
-    KEY_NEEDED = "key_needed"  # the daemon has locks, and this client has no key
+    KEY_NEEDED = "key_needed"  # the daemon has `security`, and this client has no key
     NO_CURVE = "no_curve"  # this client has a key, and what listens there does not use CURVE
     SERVER_KEY_WRONG = "server_key_wrong"  # the daemon has another key than this client was told
     KEY_MALFORMED = "key_malformed"  # a key that the client was given cannot be used

@@ -99,8 +99,12 @@ class Daemon:
                     runtime_dir=parts.endpoints.runtime.path,
                 )
                 if parts.settings.current.config.insecure:
-                    message = "insecure is set: addresses that other machines can reach may be used without locks"
-                    event(log, logging.WARNING, message, security=parts.locks is not None)
+                    message = "insecure is set: addresses that other machines can reach are used without `security`"
+                    if parts.access is not None:
+                        message = (
+                            "insecure is set: addresses of the gateway without gateway.tls carry tokens in the clear"
+                        )
+                    event(log, logging.WARNING, message, security=parts.access is not None)
                 tune_garbage_collector()
                 code = self._loop()
             except BaseException:
@@ -176,9 +180,13 @@ class Daemon:
             parts.version_watch,
             parts.service_manager,
         )
-        gateway, recorder, locks = parts.gateway, parts.recorder, parts.locks
+        gateway, recorder, access = parts.gateway, parts.recorder, parts.access
         return [
-            *([Chore("verifying credentials", locks.tick, lambda _: locks.due, errors)] if locks is not None else []),
+            *(
+                [Chore("verifying credentials", access.tick, lambda _: access.due, errors)]
+                if access is not None
+                else []
+            ),
             *([Chore.every(KEEP_S, "managing the gateway", gateway.tick, errors)] if gateway is not None else []),
             Chore("announcing the state", announcer.tick, lambda _: announcer.due, errors),
             Chore.every(

@@ -54,8 +54,8 @@ from .operations.version_watch import VersionWatch
 from .routing.endpoints import Endpoints
 from .routing.router import Router
 from .routing.unread import UnreadReplies
+from .security.access_control import AccessControl
 from .security.audit import Audit
-from .security.locks import Locks
 from .settings import ActiveSettings, Settings, build_settings
 from .workers.capacity import Capacity
 from .workers.launcher import Launcher
@@ -114,7 +114,9 @@ class Parts:
             with _start_errors(config, strict=strict):
                 settings = build_settings(config, self._claims, strict=strict, answer_s=ANSWER_S)
                 self._plan = apply_descriptor_limit(settings)
-                self.locks = Locks(config.principals, self.background) if config.principals is not None else None
+                self.access = (
+                    AccessControl(config.principals, self.background) if config.principals is not None else None
+                )
                 self._unread = UnreadReplies(config.max_unread_bytes, config.unread_timeout)
                 self.endpoints = self._open_endpoints(config, strict=strict)
                 opened = self._open_gateway(config, strict=strict)
@@ -140,7 +142,7 @@ class Parts:
             connections,
             None if strict else self.background,
             for_gateway=config.gateway is not None,
-            locks=self.locks,
+            access=self.access,
             curve=_read_curve_keys(config),
         )
         self._stack.callback(self._close_endpoints, endpoints)
@@ -227,7 +229,7 @@ class Parts:
             read_config=read_config,
             claims=self._claims,
             hasher=hasher,
-            locks=self.locks,
+            access=self.access,
         )
         self.orders = Orders(context, self.gateway)
         model_orders = ModelOrders(context)
@@ -246,7 +248,7 @@ class Parts:
             endpoints=self.endpoints,
             gateway=self.gateway,
             tracing=self.tracing,
-            locks=self.locks,
+            access=self.access,
         )
         queries = Queries(readiness, status, self.router, self.settings, max_message_size)
         self.loop_lag = LoopLag()
@@ -260,7 +262,7 @@ class Parts:
             gateway=self.gateway,
             tracing=self.tracing,
             request_log=self.request_log,
-            locks=self.locks,
+            access=self.access,
         )
         metrics = Metrics(snapshots, self.background)
         self.audit = Audit(self.history)

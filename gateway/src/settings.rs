@@ -24,7 +24,7 @@ pub struct Settings {
     /// Event loops, each with its own connection to the daemon.
     #[serde(default = "one")]
     pub threads: usize,
-    /// Whether the daemon has locks: then each request needs a credential.
+    /// Whether the daemon has `security`: then each request needs a credential.
     #[serde(default)]
     pub security: bool,
     /// The files for TLS, which all tcp listeners speak then.

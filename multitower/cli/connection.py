@@ -28,12 +28,12 @@ endpoint_option: Final = click.option(
 
 
 def key_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options `--key` and `--server-key`, for daemons with locks."""
+    """Adds the options `--key` and `--server-key`, for daemons with `security`."""
     key = click.option(
         "--key",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="File of the secret key, for a daemon with locks over tcp.  [default: MULTITOWER_KEY]",
+        help="File of the secret key, for a daemon with `security`, over tcp.  [default: MULTITOWER_KEY]",
     )
     server_key = click.option(
         "--server-key", metavar="KEY", help="The daemon's public key, or its file.  [default: MULTITOWER_SERVER_KEY]"

@@ -37,7 +37,7 @@ _OVERFLOW_GID: Final = 65534
 """The group of files whose group a container does not know."""
 
 
-LOCKED: Final = frozenset(
+KEY_ERRORS: Final = frozenset(
     (ConnectError.KEY_REFUSED, ConnectError.KEY_NEEDED, ConnectError.NO_CURVE, ConnectError.SERVER_KEY_WRONG)
 )
 """Causes that lie in the keys: no attempt can succeed before somebody gives other ones."""
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
     def to_error(self) -> MultitowerError:
         """The error of a request that could not be sent."""
-        reason = Reason.UNAUTHENTICATED if self.kind in LOCKED else Reason.NOT_LISTENING
+        reason = Reason.UNAUTHENTICATED if self.kind in KEY_ERRORS else Reason.NOT_LISTENING
         return make(reason, self.message, **{CONNECT_ERROR: self.kind.value})
 
 

@@ -1,4 +1,4 @@
-"""Who a client is, to a daemon with locks: its pair of CURVE keys, and the daemon's public key."""
+"""Who a client is, to a daemon with `security`: its pair of CURVE keys, and the daemon's public key."""
 
 from __future__ import annotations
 

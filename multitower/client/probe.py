@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from multitower.client.connect_errors import IPC, Finding, examine, listens, no_answer, timed_out
-from multitower.client.lock_errors import LOCKED, examine_locks, refused
+from multitower.client.key_errors import KEY_ERRORS, examine_keys, refused
 from multitower.errors import ConnectError
 
 CONNECT_S: Final = 2.0
@@ -79,7 +79,7 @@ class Probe:
         """Why no attempt can succeed before somebody gives other keys; None if nothing of that kind is known."""
         self._collect()
         found = self._found
-        return found if found is not None and found.kind in LOCKED else None
+        return found if found is not None and found.kind in KEY_ERRORS else None
 
     def begin(self) -> None:
         """Examines the host in the background if an attempt has failed since the last examination.
@@ -122,7 +122,7 @@ class Probe:
     def _examine(self, failed_handshakes: int = 0) -> Finding | None:
         try:
             if failed_handshakes:
-                found = examine_locks(self._endpoint, CONNECT_S, self._public_key, failed_handshakes)
+                found = examine_keys(self._endpoint, CONNECT_S, self._public_key, failed_handshakes)
                 if found is not None:
                     return found
             return examine(self._endpoint, CONNECT_S)

@@ -71,8 +71,8 @@ class Client:
         shared_memory: whether large tensors travel through shared memory: over ipc, where the daemon can reach it.
         peer_timeout: seconds without a sign of the daemon, not even the answer to a heartbeat, after which a TCP
             connection counts as lost: outstanding requests fail as `connection_lost`, and it opens again. 0 for never.
-        key: for a daemon with locks, over tcp: the path of this client's secret key file, its secret key in Z85, or the
-            pair `(public, secret)`; None for what the environment variable `MULTITOWER_KEY` has.
+        key: for a daemon with `security`, over tcp: the path of this client's secret key file, its secret key in Z85,
+            or the pair `(public, secret)`; None for what the environment variable `MULTITOWER_KEY` has.
         server_key: the daemon's public key in Z85, or the path of a file that holds it; None for what
             `MULTITOWER_SERVER_KEY` has.
 

@@ -26,7 +26,7 @@ from .values import both, either, parse_endpoint
 UNIX: Final = "unix:"
 """The beginning of an address that is the path of a Unix socket."""
 
-LOCKS: Final = "security and gateway.tls"
+NEEDED: Final = "security and gateway.tls"
 """Without these, addresses that other machines can reach are refused."""
 
 FEWEST_BODIES: Final = 2
@@ -71,13 +71,13 @@ def parse_address(value: object, folder: Path, *, guarded: bool | None) -> str:
         path = value.removeprefix(UNIX)
         if not path or "\0" in path:
             raise ValueError(f"{short_repr(value)} must name a file, as in unix:/run/multitower/http.sock")
-        return address_of(parse_endpoint(f"{_IPC}{path}", folder, guarded=guarded, locks=LOCKS))
+        return address_of(parse_endpoint(f"{_IPC}{path}", folder, guarded=guarded, needed=NEEDED))
     host, colon, port = value.rpartition(":")
     if not colon or not host or not (port == "*" or port.isdecimal()):
         raise ValueError(f"{short_repr(value)} must be {forms}")
     if ":" in host and not host.startswith("["):
         raise ValueError(f"{short_repr(value)}: an IPv6 address is written in brackets and quotes, as in '[::1]:8000'")
-    return address_of(parse_endpoint(f"{_TCP}{value}", folder, guarded=guarded, locks=LOCKS))
+    return address_of(parse_endpoint(f"{_TCP}{value}", folder, guarded=guarded, needed=NEEDED))
 
 
 def _addresses(value: object, info: ValidationInfo) -> tuple[str, ...]:

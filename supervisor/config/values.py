@@ -103,15 +103,15 @@ def both(one: bool | None, other: bool | None) -> bool | None:
     return None if one is None or other is None else True
 
 
-def parse_endpoint(value: object, folder: Path, *, guarded: bool | None, locks: str = "security.curve") -> str:
+def parse_endpoint(value: object, folder: Path, *, guarded: bool | None, needed: str = "security.curve") -> str:
     """Parses a ZeroMQ endpoint to bind.
 
     Args:
         value: `ipc://PATH` or `tcp://HOST:PORT`; the port may be `*`.
         folder: the configuration file's, where relative ipc paths start.
-        guarded: whether addresses that other machines can reach are allowed, by locks or by `insecure`; None if a
+        guarded: whether addresses that other machines can reach are allowed, by `security` or by `insecure`; None if a
             setting that decides it is wrong itself.
-        locks: the keys of the locks that allow them.
+        needed: the settings that allow them.
     """
     if not isinstance(value, str):
         raise ValueError(f"must be an endpoint, as in tcp://127.0.0.1:5555, not {short_repr(value)}")
@@ -128,7 +128,7 @@ def parse_endpoint(value: object, folder: Path, *, guarded: bool | None, locks: 
     if guarded is False and not is_loopback(host):
         raise ValueError(
             f"{host} can be reached from other machines, without encryption or authorisation; "
-            f"use 127.0.0.1, add {locks}, or set 'insecure: true' to allow it"
+            f"use 127.0.0.1, add {needed}, or set 'insecure: true' to allow it"
         )
     return value
 

@@ -43,21 +43,21 @@ def process_settings(
         "operate": config.operate,
         "threads": config.threads,
         "listeners": listeners.to_json(),
-        **_locks(settings.config),
+        **_security(settings.config),
         "limits": _limits(config, settings.config.drain_timeout, max(settings.timeouts.values(), default=0.0)),
     }
 
 
-def _locks(config: Config) -> dict[str, Any]:
+def _security(config: Config) -> dict[str, Any]:
     """Whether clients need credentials, and the files of TLS, which the process reads again when they change."""
-    locks: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if config.security is not None:
-        locks["security"] = True
+        found["security"] = True
     tls = config.gateway.tls if config.gateway is not None else None
     if tls is not None:
         files = {"certificate": tls.certificate, "private_key": tls.private_key, "client_ca": tls.client_ca}
-        locks["tls"] = {name: str(path) for name, path in files.items() if path is not None}
-    return locks
+        found["tls"] = {name: str(path) for name, path in files.items() if path is not None}
+    return found
 
 
 def _limits(config: GatewayConfig, drain_timeout_s: float, request_timeout_s: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..routing.endpoints import Endpoints
 from ..routing.router import Router
 from ..routing.statistics import ModelStatistics
 from ..routing.worker_totals import WorkerTotals
-from ..security.locks import Locks
+from ..security.access_control import AccessControl
 from ..settings import ActiveSettings
 from ..workers.exit_cause import DeathKind
 from ..workers.manager import WorkerManager
@@ -146,7 +146,7 @@ class Snapshot:
         log_lines_dropped: lines of the request log that were not written.
         log_rotations_failed: how often a full file of the request log could not be replaced by another one.
         compatibility: the systems whose names are added.
-        authentication_failures: by interface and reason; None without locks.
+        authentication_failures: by interface and reason; None without `security`.
     """
 
     version: str
@@ -195,7 +195,7 @@ class SnapshotReader:
         endpoints: the daemon's; None where there are none.
         gateway: the daemon's; None where none is configured.
         tracing: the daemon's; None where there is none.
-        locks: the daemon's; None where there are none.
+        access: the daemon's; None without `security`.
         request_log: the daemon's; None where there is none.
     """
 
@@ -210,7 +210,7 @@ class SnapshotReader:
         endpoints: Endpoints | None = None,
         gateway: Gateway | None = None,
         tracing: Tracing | None = None,
-        locks: Locks | None = None,
+        access: AccessControl | None = None,
         request_log: RequestLog | None = None,
     ) -> None:
         self._router = router
@@ -221,7 +221,7 @@ class SnapshotReader:
         self._endpoints = endpoints
         self._gateway = gateway
         self._tracing = tracing
-        self._locks = locks
+        self._access = access
         self._request_log = request_log
         self._version = version("multitower")
         self._compiled = compiled()
@@ -254,7 +254,7 @@ class SnapshotReader:
             log_lines_dropped=self._request_log.dropped if self._request_log is not None else 0,
             log_rotations_failed=self._request_log.failed_rotations if self._request_log is not None else 0,
             compatibility=self._settings.current.config.metrics.compatibility,
-            authentication_failures=dict(self._locks.failures.counts) if self._locks is not None else None,
+            authentication_failures=dict(self._access.failures.counts) if self._access is not None else None,
         )
 
     def _copy_versions(self, model: str) -> list[VersionSnapshot]:

@@ -1,6 +1,6 @@
 """The control endpoint, `control.sock` in the runtime folder: reload, restart, load, unload, record.
 
-A process that may open the socket may give orders. Where there are locks, only the daemon's own user and root may, and
+A process that may open the socket may give orders. With `security`, only the daemon's own user and root may, and
 the gateway for principals who may.
 """
 
@@ -46,7 +46,7 @@ RECORD_COUNT: Final = 100
 _QUERIES = (wire.SERVER_LIVE, wire.SERVER_READY, wire.SERVER_METADATA, wire.STATUS)
 
 _GATEWAY: Final = Peer("gateway", origin="a client of the gateway")
-"""Who gives an order that the gateway passes on, where there are no locks and so nobody knows who its clients are."""
+"""Who gives an order that the gateway passes on without `security`: nobody knows who its clients are."""
 
 _Answer = Callable[[dict[str, Any] | Sequence[bytes] | MultitowerError], None]
 """Takes the header of the reply, or all its frames from the header on, or an error."""
@@ -136,18 +136,18 @@ class ControlSocket:
         return _GATEWAY if peer.pid is not None and peer.pid in self._gateway_pids() else peer
 
     def _check_role(self, peer: Peer, operation: Operation | None) -> None:
-        """Decides about what does not depend on the header, where there are locks.
+        """Decides about what does not depend on the header, with `security`.
 
         Raises:
             MultitowerError: the sender may not do this.
         """
         entrance = self.front.entrance
-        refusal = entrance.locks.authorisation.check_role(peer, operation) if entrance is not None else None
+        refusal = entrance.access.authorisation.check_role(peer, operation) if entrance is not None else None
         if refusal is not None:
             raise refusal
 
     def _check(self, peer: Peer, operation: Operation | None, header: dict[str, Any]) -> None:
-        """Decides whether the sender may, where there are locks.
+        """Decides whether the sender may, with `security`.
 
         Raises:
             MultitowerError: it may not.
@@ -155,7 +155,7 @@ class ControlSocket:
         entrance = self.front.entrance
         if entrance is not None:
             model = operation.model_in(header) if operation is not None else None
-            refusal = entrance.locks.authorisation.check(peer, operation, model)
+            refusal = entrance.access.authorisation.check(peer, operation, model)
             if refusal is not None:
                 raise refusal
 
@@ -208,7 +208,7 @@ def _read_s(header: dict[str, Any]) -> float:
 
 
 def _timeout_s(header: dict[str, Any]) -> float | None:
-    """Returns the seconds that the giver of an order states; None without any."""
+    """Returns the seconds that the giver of an order states; None without `security`."""
     timeout_ms = header.get("timeout_ms")
     if timeout_ms is None:
         return None

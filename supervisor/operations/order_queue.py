@@ -24,7 +24,7 @@ from ..loop.history import EventHistory
 from ..machine.core_claims import CoreClaims
 from ..routing.front_socket import internal_error
 from ..routing.router import Router
-from ..security.locks import Locks
+from ..security.access_control import AccessControl
 from ..settings import ActiveSettings
 from ..workers.manager import WorkerManager
 from .content_hashing import ContentHasher
@@ -262,7 +262,7 @@ class OrderContext:
         read_config: reads the configuration file again.
         hasher: hashes the files of models.
         claims: what this daemon claims of the cores; None to bind workers whatever other daemons have claimed.
-        locks: the daemon's; None where there are none.
+        access: the daemon's; None without `security`.
     """
 
     lifecycle: Lifecycle
@@ -275,7 +275,7 @@ class OrderContext:
     read_config: ReadConfig
     hasher: ContentHasher
     claims: CoreClaims | None = None
-    locks: Locks | None = None
+    access: AccessControl | None = None
 
     @property
     def history(self) -> EventHistory:

@@ -66,7 +66,7 @@ class Orders:
         self.last_reload: LastReload | None = None
         self._context = context
         self._gateway = gateway
-        self._principals = PrincipalsReload(context.locks, context.settings, context.background, context.read_config)
+        self._principals = PrincipalsReload(context.access, context.settings, context.background, context.read_config)
         self._restarts = 0
         self._reload_submitted = False
         self._reload_again = False

@@ -12,7 +12,7 @@ from ..config.config import Config
 from ..config.principals import Principals
 from ..loop.background import BackgroundJobs
 from ..loop.log import event
-from ..security.locks import Locks
+from ..security.access_control import AccessControl
 from ..settings import ActiveSettings
 from .order_queue import ReadConfig
 from .reload import unchangeable_keys
@@ -24,16 +24,20 @@ class PrincipalsReload:
     """Reads principals, and puts those in force that were read last.
 
     Args:
-        locks: the daemon's; None where there are none.
+        access: the daemon's; None without `security`.
         settings: the settings in force.
         background: runs what would block the event loop.
         read_config: reads the configuration file, and the principals with it.
     """
 
     def __init__(
-        self, locks: Locks | None, settings: ActiveSettings, background: BackgroundJobs, read_config: ReadConfig
+        self,
+        access: AccessControl | None,
+        settings: ActiveSettings,
+        background: BackgroundJobs,
+        read_config: ReadConfig,
     ) -> None:
-        self._locks = locks
+        self._access = access
         self._settings = settings
         self._background = background
         self._read_config = read_config
@@ -50,19 +54,19 @@ class PrincipalsReload:
         """Puts principals in force, unless others are that were read later.
 
         Args:
-            principals: as read; None without locks.
+            principals: as read; None without `security`.
             number: what `began_to_read` returned before.
         """
-        if self._locks is not None and principals is not None and number > self._applied:
+        if self._access is not None and principals is not None and number > self._applied:
             self._applied = number
-            self._locks.apply(principals)
+            self._access.apply(principals)
 
     def start(self) -> None:
         """Reads the configuration; if it is right, its principals are in force when it has been read.
 
         What is wrong with it is left to the reload, which reads it again when its turn has come.
         """
-        if self._locks is None:
+        if self._access is None:
             return
         if self._reading:
             self._again = True  # the file may have changed after it was read

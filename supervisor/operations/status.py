@@ -28,7 +28,7 @@ from ..routing.recent import RecentCounts
 from ..routing.router import Router
 from ..routing.routes import Route
 from ..routing.statistics import ModelStatistics
-from ..security.locks import Locks
+from ..security.access_control import AccessControl
 from ..settings import ActiveSettings
 from ..workers.manager import WorkerManager
 from ..workers.output import Source
@@ -63,7 +63,7 @@ class StatusReporter:
         endpoints: the daemon's; None leaves `control` and `connections` `null`.
         gateway: the daemon's; None where none is configured.
         tracing: the daemon's; None leaves the figures `null`.
-        locks: the daemon's; None where there are none.
+        access: the daemon's; None without `security`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class StatusReporter:
         endpoints: Endpoints | None = None,
         gateway: Gateway | None = None,
         tracing: Tracing | None = None,
-        locks: Locks | None = None,
+        access: AccessControl | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._readiness = readiness
@@ -97,7 +97,7 @@ class StatusReporter:
         self._endpoints = endpoints
         self._gateway = gateway
         self._tracing = tracing
-        self._locks = locks
+        self._access = access
         self._models_of_slots: dict[int, tuple[tuple[ModelReport, ...], list[dict[str, Any]]]] = {}
         self._version = version("multitower")
         self._compiled = compiled()
@@ -194,7 +194,7 @@ class StatusReporter:
             "gateway": self._gateway.report(now) if self._gateway is not None else None,
             "tracing": self._tracing.report() if self._tracing is not None else None,
             "insecure": self._settings.current.config.insecure,
-            "principals": self._locks.report() if self._locks is not None else None,
+            "principals": self._access.report() if self._access is not None else None,
             "waiting": self._waiting(),
             "quarantine": [
                 {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}

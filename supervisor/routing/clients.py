@@ -136,21 +136,21 @@ class Clients:
     def _handle_guarded(
         self, front: FrontSocket, entrance: Entrance, incoming: Incoming, id: bytes, body: list[Any]
     ) -> None:
-        """Handles a request where there are locks: decides first, before anything looks for the model."""
+        """Handles a request with `security`: decides first, before anything looks for the model."""
         address, kind = incoming.address, bytes(body[0])
         if kind == wire.AUTHENTICATE and isinstance(entrance, GatewayEntrance):
             self._authenticate(front, entrance, incoming, id, body)
             return
-        peer, locks = entrance.identify(address, incoming.connection), entrance.locks
-        authorisation = locks.authorisation
+        peer, access = entrance.identify(address, incoming.connection), entrance.access
+        authorisation = access.authorisation
         operation = OPERATIONS.get(kind)
         refusal = authorisation.check_role(peer, operation)
         if refusal is not None:
             # A handle that has become void is no failure: the gateway asks for another one.
             if not peer.authenticated and (front.interface != GATEWAY or address[-1] == ANONYMOUS_HANDLE):
-                locks.failures.add(front.interface, entrance.failure, "", time.monotonic())
+                access.failures.add(front.interface, entrance.failure, "", time.monotonic())
             raise refusal
-        use = locks.uses.of(peer.name) if peer.principal is not None else None
+        use = access.uses.of(peer.name) if peer.principal is not None else None
         if use is not None and kind != wire.CANCEL and not (operation is not None and operation.open):
             refusal = use.refusal(kind == wire.INFER, time.monotonic())
             if refusal is not None:
@@ -181,7 +181,7 @@ class Clients:
         if len(body) != 3:
             raise make(Reason.MALFORMED, "the request has a header frame behind its id, and no other", field="header")
         header = wire.load_header(bytes(body[2]))
-        entrance.locks.authenticator.answer(header, functools.partial(front.answer, incoming.address, id))
+        entrance.access.authenticator.answer(header, functools.partial(front.answer, incoming.address, id))
 
     def _reject(
         self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any] | None, error: MultitowerError
@@ -213,7 +213,7 @@ class Clients:
             address: of its client.
             id: of the request.
             body: the frames of the request.
-            peer: who sent it; None where there are no locks.
+            peer: who sent it; None without `security`.
             authorisation: decides whether the peer may; likewise.
         """
         kind = bytes(body[0])

@@ -29,8 +29,8 @@ from ..config.secret_files import CurveKeys
 from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..loop.runtime_dir import HeldError, NotBindableYetError, RuntimeDir
+from ..security.access_control import AccessControl
 from ..security.entrance import ControlEntrance, CurveEntrance, GatewayEntrance, LocalEntrance
-from ..security.locks import Locks
 from ..security.zap import ZapHandler
 from .binding import IPC
 from .connections import Connections
@@ -83,8 +83,8 @@ class Endpoints:
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
         connections: accepts the clients of the front sockets; the caller closes it after `close`.
         for_gateway: whether the gateway gets an endpoint of its own in the runtime folder, whatever `listen` has.
-        locks: the daemon's; None without any.
-        curve: the daemon's keys, for endpoints over tcp; needed with locks.
+        access: the daemon's; None without `security`.
+        curve: the daemon's keys, for endpoints over tcp; needed with it.
         background: resolves the names of endpoints that are waited for, as those that are not resolved within
             `RESOLVE_S`; None if all endpoints must be bound at once.
 
@@ -121,7 +121,7 @@ class Endpoints:
         background: BackgroundJobs | None = None,
         *,
         for_gateway: bool = False,
-        locks: Locks | None = None,
+        access: AccessControl | None = None,
         curve: CurveKeys | None = None,
     ) -> None:
         self.connections = connections
@@ -140,7 +140,7 @@ class Endpoints:
             self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             stack.callback(self.context.destroy, linger=0)
             # Before the first endpoint is bound.
-            self.zap = ZapHandler(self.context, locks) if locks is not None and curve is not None else None
+            self.zap = ZapHandler(self.context, access) if access is not None and curve is not None else None
             self._open_tcp = functools.partial(
                 RouterFront,
                 self.context,
@@ -148,15 +148,15 @@ class Endpoints:
                 unread=unread,
                 peer_timeout_s=peer_timeout_s,
                 connections=connections,
-                entrance=CurveEntrance(locks) if locks is not None else None,
-                curve=curve if locks is not None else None,
+                entrance=CurveEntrance(access) if access is not None else None,
+                curve=curve if access is not None else None,
             )
             self._open_ipc = functools.partial(
                 StreamFront,
                 max_message_size=max_message_size,
                 unread=unread,
                 connections=connections,
-                entrance=LocalEntrance(locks) if locks is not None else None,
+                entrance=LocalEntrance(access) if access is not None else None,
             )
             unresolved = set() if background is None else _find_unresolved(listen)
             for endpoint in listen:
@@ -178,12 +178,12 @@ class Endpoints:
             self.control_connections = Connections(private, reserve=CONTROL_RESERVE)
             stack.callback(self.control_connections.close)
             open_private = functools.partial(self._open_ipc, connections=self.control_connections)
-            entrance = ControlEntrance(locks, lambda: self.gateway_pids()) if locks is not None else None
+            entrance = ControlEntrance(access, lambda: self.gateway_pids()) if access is not None else None
             self.control = open_private(self._control_endpoint, entrance=entrance)
             stack.callback(self.control.close)
             self.gateway: FrontSocket | None = None
             if for_gateway:
-                for_it = GatewayEntrance(locks) if locks is not None else None
+                for_it = GatewayEntrance(access) if access is not None else None
                 self.gateway = open_private(self._gateway_endpoint, entrance=for_it, buffer_bytes=BUFFER_BYTES)
                 self.gateway.interface = "gateway"
             stack.pop_all()

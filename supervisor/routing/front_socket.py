@@ -60,7 +60,7 @@ class FrontSocket(abc.ABC):
         endpoint: `ipc://PATH` or `tcp://HOST:PORT`.
         unread: counts what clients leave unread; shared by all front sockets.
         connections: accepts its clients.
-        entrance: finds who sends its messages; None without locks.
+        entrance: finds who sends its messages; None without `security`.
 
     Attributes:
         entrance: as given.

@@ -1,4 +1,4 @@
-"""A front socket over tcp: a ROUTER socket of libzmq, with CURVE where there are locks."""
+"""A front socket over tcp: a ROUTER socket of libzmq; with `security` it uses CURVE."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RouterFront(FrontSocket):
         unread: counts what clients leave unread; shared by all front sockets.
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
         connections: accepts its clients.
-        entrance: finds who sends its messages; None without locks.
+        entrance: finds who sends its messages; None without `security`.
         curve: the daemon's keys, with which connections are encrypted; None for those that are not.
 
     Attributes:

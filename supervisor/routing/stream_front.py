@@ -63,7 +63,7 @@ class StreamFront(FrontSocket):
         unread: counts what clients leave unread; shared by all front sockets.
         connections: says when clients are accepted.
         buffer_bytes: what the kernel shall hold on its way to a client; 0 for what it holds by default.
-        entrance: finds who sends its messages, by the user that has connected; None without locks.
+        entrance: finds who sends its messages, by the user that has connected; None without `security`.
 
     Raises:
         HeldError: another process listens there.

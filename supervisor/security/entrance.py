@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from ..config.principals import Role
+from .access_control import AccessControl
 from .failures import Failure
-from .locks import Locks
 from .peers import NOBODY, Peer
 from .zap import USER_ID
 
@@ -26,19 +26,19 @@ class Entrance:
     """Finds who sent a message.
 
     Args:
-        locks: the daemon's.
+        access: the daemon's.
 
     Attributes:
         of_connection: the property of a message's connection that `identify` needs.
         failure: what it counts as if nobody is found to have sent a message.
-        locks: as given.
+        access: as given.
     """
 
     of_connection: str = PEER_ADDRESS
     failure: Failure = Failure.NO_CREDENTIALS
 
-    def __init__(self, locks: Locks) -> None:
-        self.locks = locks
+    def __init__(self, access: AccessControl) -> None:
+        self.access = access
 
     @abstractmethod
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
@@ -65,7 +65,7 @@ class CurveEntrance(Entrance):
         name = address[0]
         if len(name) != CHOSEN_BY_LIBZMQ_BYTES or name[0] != 0:
             return NOBODY
-        return self.locks.peers.by_key(connection)
+        return self.access.peers.by_key(connection)
 
 
 class LocalEntrance(Entrance):
@@ -73,7 +73,7 @@ class LocalEntrance(Entrance):
 
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
         """See `Entrance.identify`."""
-        return self.locks.peers.local(connection)
+        return self.access.peers.local(connection)
 
 
 class GatewayEntrance(Entrance):
@@ -82,35 +82,35 @@ class GatewayEntrance(Entrance):
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
         """See `Entrance.identify`."""
         # Nobody but the gateway should get at this socket: a process of another user has no business here.
-        if len(address) != 2 or not is_own(self.locks.peers.local(connection)):
+        if len(address) != 2 or not is_own(self.access.peers.local(connection)):
             return NOBODY
-        return self.locks.by_handle(address[1])
+        return self.access.by_handle(address[1])
 
     def is_gateway(self, connection: str | None) -> bool:
         """Whether a message comes from the gateway, as far as the kernel knows: from a process of the daemon's user."""
-        return is_own(self.locks.peers.local(connection))
+        return is_own(self.access.peers.local(connection))
 
 
 class ControlEntrance(Entrance):
     """The control endpoint: local users, and the gateway with a handle in front.
 
     Args:
-        locks: the daemon's.
+        access: the daemon's.
         gateway_pids: returns the gateway's processes. What they send without a handle is nobody's: a client of the
             gateway must never get the rights of the daemon's own user.
     """
 
-    def __init__(self, locks: Locks, gateway_pids: Callable[[], Collection[int]]) -> None:
-        super().__init__(locks)
+    def __init__(self, access: AccessControl, gateway_pids: Callable[[], Collection[int]]) -> None:
+        super().__init__(access)
         self._gateway_pids = gateway_pids
 
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
         """See `Entrance.identify`."""
-        peer = self.locks.peers.local(connection)
+        peer = self.access.peers.local(connection)
         if len(address) == 1:
             return NOBODY if peer.pid in self._gateway_pids() else peer
         if len(address) == 2 and is_own(peer):
-            return self.locks.by_handle(address[1])
+            return self.access.by_handle(address[1])
         return NOBODY
 
 

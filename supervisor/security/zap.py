@@ -17,8 +17,8 @@ from zmq.utils import z85
 from multitower import frames
 
 from ..loop.reactor import unwatched
+from .access_control import AccessControl
 from .failures import Failure
-from .locks import Locks
 
 ENDPOINT: Final = "inproc://zeromq.zap.01"
 """Where libzmq looks for the handler, in the context of the sockets that need it."""
@@ -46,7 +46,7 @@ class ZapHandler:
 
     Args:
         context: of the sockets that use CURVE. Construct the handler before any of them is bound.
-        locks: the daemon's.
+        access: the daemon's.
 
     Attributes:
         socket: readable when requests have arrived.
@@ -56,9 +56,9 @@ class ZapHandler:
         zmq.ZMQError: the system is out of descriptors.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], locks: Locks) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], access: AccessControl) -> None:
         self.recheck: Callable[[], None] = unwatched
-        self._locks = locks
+        self._access = access
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         try:
             self.socket.set(zmq.LINGER, 0)
@@ -93,11 +93,11 @@ class ZapHandler:
         key = request[_FIRST_CREDENTIAL] if len(request) == _FIRST_CREDENTIAL + 1 else b""
         if domain == DOMAIN and mechanism == _CURVE and len(key) == _KEY_BYTES:
             encoded: bytes = z85.encode(key)
-            if self._locks.peers.by_key(encoded.decode("ascii")).authenticated:
+            if self._access.peers.by_key(encoded.decode("ascii")).authenticated:
                 user_id = encoded
         if not user_id:
             source = bytes(address).decode("utf-8", "replace")
-            self._locks.failures.add("mt1", Failure.UNKNOWN_KEY, source, time.monotonic())
+            self._access.failures.add("mt1", Failure.UNKNOWN_KEY, source, time.monotonic())
         status, text = (_OK, b"OK") if user_id else (_DENIED, b"unknown key")
         return [routing_id, b"", _VERSION, request_id, status, text, user_id, b""]
 

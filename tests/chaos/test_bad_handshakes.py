@@ -20,7 +20,7 @@ from amount import amount
 from asker import Asker
 from bad_handshakes import KINDS, Attack
 from made_certificates import Authority
-from made_locks import make_keys, make_locks, write_principals
+from made_security import make_keys, make_security, write_principals
 from running import START_S, STEP_S, Running
 
 from multitower import wire
@@ -150,7 +150,7 @@ def process_settled(process: psutil.Process, limit: int) -> None:
 
 def test_bad_handshakes_of_curve_cost_the_honest_nothing_and_leave_nothing_behind(tmp_path: Path) -> None:
     keys = make_keys()
-    server = make_locks(tmp_path, [{"name": "client", "roles": ["infer"], "public_key": keys.public}])
+    server = make_security(tmp_path, [{"name": "client", "roles": ["infer"], "public_key": keys.public}])
     config = f"""
 listen: ["{{endpoint}}", "tcp://127.0.0.1:*"]
 max_connections: {PLACES}

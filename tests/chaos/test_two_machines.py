@@ -1,4 +1,4 @@
-"""A daemon with locks on an address that another machine reaches, and clients there: Python and HTTP."""
+"""A daemon with `security` on an address that another machine reaches, and clients there: Python and HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import foreign
 import linked_machines
 import pytest
 from linked_machines import SERVER_ADDRESS, LinkedMachines
-from made_locks import make_keys, make_locks, write_certificate, write_secret
+from made_security import make_keys, make_security, write_certificate, write_secret
 from running import STEP_S, Running
 
 from multitower.bearer_tokens import new_token
@@ -121,7 +121,7 @@ def test_clients_on_another_machine_need_their_keys_and_lose_only_what_was_lost(
     known, stranger = make_keys(), make_keys()
     token, hashed = new_token("shop")
     principal = {"name": "shop", "public_key": known.public, "token_hash": str(hashed), "roles": ["infer"]}
-    server = make_locks(tmp_path, [principal])
+    server = make_security(tmp_path, [principal])
     certificate, _ = write_certificate(tmp_path)
     known_file = str(write_secret(tmp_path / "shop.key_secret", known))
     good = {"key": known_file, "server_key": server.public}

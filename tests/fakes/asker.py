@@ -1,4 +1,4 @@
-"""Sockets that ask a daemon with locks, as a client may or must not: with keys, behind a handle, or as another user."""
+"""Sockets that ask a daemon with `security`, as a client may or must not: by key, by handle, as another user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 import zmq
-from made_locks import Keys
+from made_security import Keys
 from running import STEP_S
 
 from multitower import wire, zmtp

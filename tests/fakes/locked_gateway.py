@@ -1,4 +1,4 @@
-"""Requests to a gateway whose daemon has locks: a row for each path of HTTP and each method of gRPC."""
+"""Requests to a gateway whose daemon has `security`: a row for each path of HTTP and each method of gRPC."""
 
 from __future__ import annotations
 

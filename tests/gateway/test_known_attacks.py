@@ -1,4 +1,4 @@
-"""What has gone wrong in other inference servers, tried on every interface of one daemon with locks.
+"""What has gone wrong in other inference servers, tried on every interface of one daemon with `security`.
 
 The kinds are those of Triton's CVEs of 2025 and 2026: authentication bypassed by an alternate path (CVE-2026-24206 and
 -24207), a request for very many outputs (-24146), integer overflow in sizes (-24173), path traversal in the repository
@@ -22,7 +22,7 @@ import psutil
 import pytest
 from asker import NO_ANSWER, Asker
 from gateway_grpc import PREDICTION, TRITON, Services, grpc, message
-from made_locks import Keys, make_keys, make_locks
+from made_security import Keys, make_keys, make_security
 from running import STEP_S, Running
 
 from multitower import wire
@@ -67,7 +67,7 @@ pytestmark = pytest.mark.skipif(bool(foreign.gateway_missing()), reason=str(fore
 
 
 class Locked:
-    """A daemon with locks, its clients, and everything that it has answered to them."""
+    """A daemon with `security`, its clients, and everything that it has answered to them."""
 
     def __init__(self, daemon: Running, server: str, keys: dict[str, Keys], tokens: dict[str, str]) -> None:
         self.daemon, self.server, self.keys, self.tokens = daemon, server, keys, tokens
@@ -192,7 +192,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
     roles = {"everything": ["infer", "observe", "operate"], "infers": ["infer"]}
     keys = {name: make_keys() for name in roles}
     tokens = {name: new_token(name) for name in roles}
-    server = make_locks(
+    server = make_security(
         folder,
         [
             {"name": name, "roles": roles[name], "public_key": keys[name].public, "token_hash": str(tokens[name][1])}
@@ -272,7 +272,7 @@ PATHS: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("interface", HTTP)
 def test_no_other_path_of_http_gets_around_the_credentials(locked: Locked, interface: str, method: str) -> None:
     body = (INFER_BODY if interface == "http" else SERVING_BODY) if method == "POST" else b""
-    for address in ("http", "grpc"):  # the port for gRPC speaks HTTP/1.1 with nobody, or with locks
+    for address in ("http", "grpc"):  # the port for gRPC speaks HTTP/1.1 with nobody, or with `security`
         for path in PATHS[interface]:
             for headers in ({}, {"X_HTTP_Method_Override": "GET", "X_Original_URL": "/healthz", "Authorization": ""}):
                 try:
@@ -580,7 +580,7 @@ def test_keys_of_zeros_open_nothing(locked: Locked) -> None:
 def test_an_empty_secret_is_a_start_failure(
     locked: Locked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
 ) -> None:
-    make_locks(tmp_path, [{"name": "x", "roles": ["infer"]}])
+    make_security(tmp_path, [{"name": "x", "roles": ["infer"]}])
     (tmp_path / "config.yaml").write_text(locked.daemon.config.read_text())
     (tmp_path / "handlers.py").write_text((locked.daemon.config.parent / "handlers.py").read_text())
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A daemon with locks over HTTP and gRPC: each operation by each role, with no token, a wrong one and a revoked one.
+"""A daemon with `security` over HTTP and gRPC: each operation by each role, with no token, a wrong or a revoked one.
 
 What must be allowed comes from the one table. A kind of request that no row of this file uses fails a test until
 somebody says that the gateway does not offer it; so does a method of a gRPC service without a row.
@@ -36,8 +36,8 @@ from locked_gateway import (
     ask,
     call,
 )
-from made_locks import PRINCIPALS as FILE
-from made_locks import make_locks, write_principals
+from made_security import PRINCIPALS as FILE
+from made_security import make_security, write_principals
 from running import STEP_S, Running
 
 from multitower import wire
@@ -152,11 +152,11 @@ def test_every_method_has_a_row() -> None:
 
 
 class Locked(Running):
-    """A daemon with locks, and its gateway."""
+    """A daemon with `security`, and its gateway."""
 
     def __init__(self, folder: Path) -> None:
         self.principals = folder / FILE
-        make_locks(folder)
+        make_security(folder)
         self.admit(*PRINCIPALS, REVOKED)
         super().__init__(folder, CONFIG)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_locks import make_locks, write_certificate
+from made_security import make_security, write_certificate
 from pages import PAGES, Block, blocks
 
 from multitower.supervisor.config.config import Config
@@ -52,7 +52,7 @@ def loaded(text: str, folder: Path) -> Config:
     """The configuration of a snippet, with the models that it names made in `folder`."""
     if "models" not in parsed(text):
         text += MODELS
-    make_locks(folder)
+    make_security(folder)
     write_certificate(folder)
     for path in sorted({str(model["path"]) for model in parsed(text)["models"] if "path" in model}):
         if path.startswith("/"):

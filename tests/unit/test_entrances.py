@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import zmq
 from fake_front import ADDRESS, FakeFront
-from made_locks import make_keys
+from made_security import make_keys
 from zmq.utils import z85
 
 from multitower import wire
@@ -19,6 +19,7 @@ from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.containment import ErrorLog
 from multitower.supervisor.routing.clients import Clients
 from multitower.supervisor.routing.recent import RefusedRequests
+from multitower.supervisor.security.access_control import AccessControl
 from multitower.supervisor.security.entrance import (
     ControlEntrance,
     CurveEntrance,
@@ -26,7 +27,6 @@ from multitower.supervisor.security.entrance import (
     GatewayEntrance,
     LocalEntrance,
 )
-from multitower.supervisor.security.locks import Locks
 from multitower.supervisor.security.peers import NOBODY
 from multitower.supervisor.security.zap import BURST, DOMAIN, ENDPOINT, ZapHandler
 
@@ -37,30 +37,30 @@ OTHERS = f"localhost:{os.geteuid() + 1}:0:4712"
 
 
 @pytest.fixture
-def locks() -> Iterator[Locks]:
+def access() -> Iterator[AccessControl]:
     background = BackgroundJobs()
-    yield Locks(Principals([ONE]), background)
+    yield AccessControl(Principals([ONE]), background)
     background.close()
 
 
-def test_over_tcp_the_key_says_who_it_is(locks: Locks) -> None:
-    entrance = CurveEntrance(locks)
+def test_over_tcp_the_key_says_who_it_is(access: AccessControl) -> None:
+    entrance = CurveEntrance(access)
     assert entrance.of_connection == "User-Id"
     assert entrance.identify(ADDRESS, KEYS.public).principal is ONE
     for other in (make_keys().public, None, OWN):
         assert entrance.identify(ADDRESS, other) is NOBODY
-    locks.apply(Principals())
+    access.apply(Principals())
     assert entrance.identify(ADDRESS, KEYS.public) is NOBODY
 
 
 @pytest.mark.parametrize("name", [b"x", b"name", b"names", b"\0name.", b"\0\1\2\3\4\5"])
-def test_a_peer_over_tcp_that_chose_its_name_is_nobody(locks: Locks, name: bytes) -> None:
+def test_a_peer_over_tcp_that_chose_its_name_is_nobody(access: AccessControl, name: bytes) -> None:
     # Otherwise it would get the replies of another one, whose connection has ended.
-    assert CurveEntrance(locks).identify((name,), KEYS.public) is NOBODY
+    assert CurveEntrance(access).identify((name,), KEYS.public) is NOBODY
 
 
-def test_over_ipc_the_kernel_says_who_it_is(locks: Locks) -> None:
-    entrance = LocalEntrance(locks)
+def test_over_ipc_the_kernel_says_who_it_is(access: AccessControl) -> None:
+    entrance = LocalEntrance(access)
     assert entrance.of_connection == "Peer-Address"
     assert entrance.identify(ADDRESS, OWN).roles == frozenset(Role)
     assert entrance.identify(ADDRESS, OTHERS).roles == {Role.INFER, Role.OBSERVE}
@@ -68,31 +68,31 @@ def test_over_ipc_the_kernel_says_who_it_is(locks: Locks) -> None:
     assert entrance.identify(ADDRESS, KEYS.public) is NOBODY
 
 
-def give(locks: Locks) -> bytes:
+def give(access: AccessControl) -> bytes:
     """A handle of the principal, as the gateway gets it for a certificate."""
     answers: list[Any] = []
-    locks.authenticator.answer({"certificate_name": "one", "from": "192.0.2.1:5"}, answers.append)
+    access.authenticator.answer({"certificate_name": "one", "from": "192.0.2.1:5"}, answers.append)
     return str(answers[0]["handle"]).encode()
 
 
-@pytest.mark.parametrize("kind", [GatewayEntrance, lambda locks: ControlEntrance(locks, tuple)])
-def test_a_handle_says_for_whom_the_gateway_asks(locks: Locks, kind: Any) -> None:
-    entrance: Entrance = kind(locks)
-    handle = give(locks)
+@pytest.mark.parametrize("kind", [GatewayEntrance, lambda access: ControlEntrance(access, tuple)])
+def test_a_handle_says_for_whom_the_gateway_asks(access: AccessControl, kind: Any) -> None:
+    entrance: Entrance = kind(access)
+    handle = give(access)
     peer = entrance.identify((b"r", handle), OWN)
     assert (peer.name, peer.origin) == ("one", "192.0.2.1:5")
     for address in ((b"r", b"anonymous"), (b"r", b"0" * 16), (b"r", handle, handle), (b"r", b"x", handle)):
         assert entrance.identify(address, OWN) is NOBODY
     for connection in (OTHERS, None, ""):
         assert entrance.identify((b"r", handle), connection) is NOBODY
-    locks.apply(Principals())
+    access.apply(Principals())
     assert entrance.identify((b"r", handle), OWN) is NOBODY
 
 
-def test_the_gateway_has_no_rights_of_its_own(locks: Locks) -> None:
-    assert GatewayEntrance(locks).identify(ADDRESS, OWN) is NOBODY
+def test_the_gateway_has_no_rights_of_its_own(access: AccessControl) -> None:
+    assert GatewayEntrance(access).identify(ADDRESS, OWN) is NOBODY
     pids: set[int] = set()
-    control = ControlEntrance(locks, lambda: pids)
+    control = ControlEntrance(access, lambda: pids)
     assert control.identify(ADDRESS, OWN).roles == frozenset(Role)
     pids.add(4711)
     assert control.identify(ADDRESS, OWN) is NOBODY
@@ -125,10 +125,12 @@ REFUSED += [(kind, KEYS.public, "forbidden") for kind in GUARDED if kind not in 
 @pytest.mark.parametrize(
     ("kind", "connection", "reason"), REFUSED, ids=[f"{kind.decode()}-{why}" for kind, _, why in REFUSED]
 )
-def test_what_is_refused_looks_for_no_model(locks: Locks, kind: bytes, connection: str | None, reason: str) -> None:
+def test_what_is_refused_looks_for_no_model(
+    access: AccessControl, kind: bytes, connection: str | None, reason: str
+) -> None:
     untouched: Any = Untouched()
     header = wire.dump_json({"model_name": "theirs", "inputs": []})
-    front = Guarded(CurveEntrance(locks), connection, [kind, b"id", header])
+    front = Guarded(CurveEntrance(access), connection, [kind, b"id", header])
     admission: Any = type("Admission", (), {"check_size": lambda self, size: None})()
     clients = Clients(untouched, admission, untouched, {}, ErrorLog(untouched), RefusedRequests())
     clients.receive(front)  # type: ignore[arg-type]
@@ -143,9 +145,9 @@ def test_what_is_refused_looks_for_no_model(locks: Locks, kind: bytes, connectio
 class Asking:
     """The handler, and a socket that asks it as libzmq does."""
 
-    def __init__(self, locks: Locks) -> None:
+    def __init__(self, access: AccessControl) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.zap = ZapHandler(self._context, locks)
+        self.zap = ZapHandler(self._context, access)
         self.rechecked = 0
         self.zap.recheck = self._recheck
         self.asking = self._context.socket(zmq.DEALER)
@@ -167,8 +169,8 @@ class Asking:
 
 
 @pytest.fixture
-def asking(locks: Locks) -> Iterator[Asking]:
-    made = Asking(locks)
+def asking(access: AccessControl) -> Iterator[Asking]:
+    made = Asking(access)
     yield made
     made.close()
 
@@ -187,13 +189,13 @@ def test_a_key_of_a_principal_is_admitted_under_its_name(asking: Asking) -> None
     # The key is another one in each process that collects tests.
     ids=["another key", "half a key", "no key", "NULL", "PLAIN", "no domain", "another domain"],
 )
-def test_anything_else_is_refused(asking: Asking, locks: Locks, place: int, value: bytes) -> None:
+def test_anything_else_is_refused(asking: Asking, access: AccessControl, place: int, value: bytes) -> None:
     request = [*GOOD]
     request[place] = value
     answer = asking.ask(*request)
     assert answer[3] == b"400"
     assert answer[5] == b""
-    assert locks.failures.counts == {("mt1", "unknown_key"): 1}
+    assert access.failures.counts == {("mt1", "unknown_key"): 1}
 
 
 def test_credentials_of_another_number_are_refused(asking: Asking) -> None:
@@ -201,8 +203,8 @@ def test_credentials_of_another_number_are_refused(asking: Asking) -> None:
     assert asking.ask(*GOOD, KEY)[3] == b"400"
 
 
-def test_a_revoked_key_is_refused(asking: Asking, locks: Locks) -> None:
-    locks.apply(Principals())
+def test_a_revoked_key_is_refused(asking: Asking, access: AccessControl) -> None:
+    access.apply(Principals())
     assert asking.ask(*GOOD)[3] == b"400"
 
 

@@ -1,4 +1,4 @@
-"""What a gateway process is told about locks and TLS at its start."""
+"""What a gateway process is told about security and TLS at its start."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = {"certificate": Path("/c.pem"), "private_key": Path("/k.pem")}
         ),
     ],
 )
-def test_locks_and_tls_are_told_where_there_are_some(security: bool, tls: Any, expected: dict[str, Any]) -> None:
+def test_security_and_tls_are_told_where_there_are_some(security: bool, tls: Any, expected: dict[str, Any]) -> None:
     gateway = GatewayConfig.model_construct(tls=SimpleNamespace(**tls) if tls is not None else None)
     config = SimpleNamespace(gateway=gateway, security=object() if security else None, drain_timeout=5.0)
     settings: Any = SimpleNamespace(config=config, timeouts={})

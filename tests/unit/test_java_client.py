@@ -48,7 +48,7 @@ def test_it_knows_every_reason_of_a_request_with_its_code() -> None:
 
 
 def test_it_names_causes_of_failed_connections_as_the_python_client_does() -> None:
-    source = "".join((SOURCES / name).read_text() for name in ("Reachability.java", "Locks.java"))
+    source = "".join((SOURCES / name).read_text() for name in ("Reachability.java", "KeyErrors.java"))
     named = set(re.findall(r'"([a-z]+(?:_[a-z]+)*)"', source)) - {"connect_error"}
     not_over_tcp = {ConnectError.NO_SUCH_FILE, ConnectError.NOT_A_SOCKET, ConnectError.ENDPOINT_MALFORMED}
     not_over_tcp.add(ConnectError.KEY_MALFORMED)  # an IllegalArgumentException, as for an endpoint

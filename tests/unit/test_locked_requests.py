@@ -1,4 +1,4 @@
-"""The router with locks: the gateway gets handles for its clients, and limits of principals hold whatever they ask."""
+"""The router with `security`: the gateway gets handles for its clients, and limits of principals hold."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.routing.front_socket import Incoming
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.security.access_control import AccessControl
 from multitower.supervisor.security.entrance import GatewayEntrance
-from multitower.supervisor.security.locks import Locks
 
 ROLES = frozenset(Role)
 TOKEN, HASH = new_token("service")
@@ -43,8 +43,8 @@ class Front:
     interface = "gateway"
     local = True
 
-    def __init__(self, locks: Locks) -> None:
-        self.entrance = GatewayEntrance(locks)
+    def __init__(self, access: AccessControl) -> None:
+        self.entrance = GatewayEntrance(access)
         self.incoming: list[Incoming] = []
         self.answers: list[tuple[tuple[bytes, ...], Any]] = []
 
@@ -73,16 +73,16 @@ class Scene:
 
     def __init__(self, jobs: BackgroundJobs) -> None:
         self.now = 100.0
-        self.locks = Locks(Principals(), jobs, lambda: self.now)
+        self.access = AccessControl(Principals(), jobs, lambda: self.now)
         self.know(Principal("service", ROLES, token_hashes=(HASH,)))
-        self.front = Front(self.locks)
+        self.front = Front(self.access)
         self.router = Router({"m": QueueLimits(1000, 1 << 20)}, {"m": 60.0}, 1 << 20)
         worker = cast(Any, type("Connection", (), {"send": lambda *_: None})())
         self.router.add_worker(0, "cpu:0", worker, [ModelReport(name="m", max_batch_size=1)], {}, 1.0)
         self.router.open([], lambda kind, header, now: {"kind": kind.decode()}, lambda header, done: done((b"{}", b"")))
 
     def know(self, *principals: Principal) -> None:
-        self.locks.apply(Principals(principals))
+        self.access.apply(Principals(principals))
 
     def send(
         self, kind: bytes, header: bytes = b"{}", *frames: bytes, handle: bytes | None = None,
@@ -121,11 +121,11 @@ def test_a_handle_admits_what_its_principal_may(scene: Scene) -> None:
     handle = scene.handle()
     assert scene.send(wire.STATUS, handle=handle) == {"kind": "MT1:status"}
     assert scene.infer(handle) is None
-    assert scene.locks.report()[0]["outstanding"] == 1
+    assert scene.access.report()[0]["outstanding"] == 1
     scene.router.scheduler.abandon("the daemon ends")
     scene.router.flush(1.0)
     assert scene.front.answers.pop()[0] == (b"gateway", handle)
-    assert scene.locks.report()[0]["outstanding"] == 0
+    assert scene.access.report()[0]["outstanding"] == 0
 
 
 def test_without_a_valid_handle_only_liveness_and_readiness_are_answered(scene: Scene) -> None:
@@ -137,7 +137,7 @@ def test_without_a_valid_handle_only_liveness_and_readiness_are_answered(scene: 
             assert scene.send(kind, handle=wrong) == "unauthenticated", (kind, wrong)
     assert scene.send(wire.STATUS, handle=handle, process=STRANGER) == "unauthenticated"
     # Void handles are no failures.
-    assert scene.locks.failures.counts == {("gateway", "no_credentials"): len(wire.KINDS) - 2}
+    assert scene.access.failures.counts == {("gateway", "no_credentials"): len(wire.KINDS) - 2}
 
 
 def test_only_the_gateway_gets_handles(scene: Scene) -> None:
@@ -179,7 +179,7 @@ def test_limits_hold_for_all_that_a_principal_asks_and_not_for_others(scene: Sce
     assert scene.send(wire.CANCEL, handle=handle) == {"cancelled": 2}
     assert scene.infer(handle) is None
     assert scene.send(wire.CANCEL, handle=handle) == {"cancelled": 1}
-    rows = {row["name"]: row for row in scene.locks.report()}
+    rows = {row["name"]: row for row in scene.access.report()}
     assert [rows["service"][key] for key in ("requests", "refused", "outstanding")] == [5, 1, 0]
     assert [rows["other"][key] for key in ("requests", "refused", "outstanding")] == [3, 0, 3]
 
@@ -197,7 +197,7 @@ def test_a_rate_counts_queries_too_but_neither_health_nor_cancelling(scene: Scen
 
 
 def test_the_report_has_no_secrets(scene: Scene) -> None:
-    assert scene.locks.report() == [
+    assert scene.access.report() == [
         {
             "name": "service",
             "roles": ["infer", "observe", "operate"],

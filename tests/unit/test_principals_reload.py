@@ -29,14 +29,14 @@ class Read(Config):
 class Scene:
     """Jobs end when the test says so."""
 
-    def __init__(self, *, locked: bool = True) -> None:
+    def __init__(self, *, secured: bool = True) -> None:
         self.in_force: list[str] = []
         self.jobs: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
-        locks = SimpleNamespace(apply=lambda each: self.in_force.append(*each.by_name))
+        access = SimpleNamespace(apply=lambda each: self.in_force.append(*each.by_name))
         settings = SimpleNamespace(current=SimpleNamespace(config=Read("first")))
         background = SimpleNamespace(run=lambda job, then: self.jobs.append((job, then)))
         self.reload = PrincipalsReload(
-            cast(Any, locks if locked else None), cast(Any, settings), cast(Any, background), lambda _: Read("unused")
+            cast(Any, access if secured else None), cast(Any, settings), cast(Any, background), lambda _: Read("unused")
         )
 
     def end(self, outcome: Config | Exception) -> None:
@@ -91,7 +91,7 @@ def test_what_is_wrong_changes_nothing(changeable: list[str]) -> None:
 
 
 def test_without_locks_nothing_is_read() -> None:
-    scene = Scene(locked=False)
+    scene = Scene(secured=False)
     scene.reload.start()
     scene.reload.apply(principals("new"), scene.reload.began_to_read())
     assert (scene.jobs, scene.in_force) == ([], [])

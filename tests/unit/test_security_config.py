@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from made_locks import make_keys, make_locks, write_certificate, write_principals, write_secret
+from made_security import make_keys, make_security, write_certificate, write_principals, write_secret
 
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.loading import load
@@ -14,7 +14,7 @@ from multitower.supervisor.config.principals import Role, read_principals
 from multitower.supervisor.config.secret_files import GuardedFileError, read_curve_keys
 from multitower.supervisor.config.source import ConfigError
 
-LOCKS = "security: {curve: {secret_key: server.key_secret}, principals: principals.yaml}"
+SECURITY = "security: {curve: {secret_key: server.key_secret}, principals: principals.yaml}"
 LIST = "security: {principals: principals.yaml}"
 TLS = "tls: {certificate: certificate.pem, private_key: private_key.pem}"
 MODEL = "models: [{name: digits, path: digits}]"
@@ -27,7 +27,7 @@ OTHER_KEY = "42bAqDYrdCCp1dp9B0HyDF)#PzsqO>!^MB/4mb+="
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "saved_model.pb").touch()
-    make_locks(tmp_path, [{"name": "one", "roles": ["infer"]}])
+    make_security(tmp_path, [{"name": "one", "roles": ["infer"]}])
     write_certificate(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -50,7 +50,7 @@ def test_without_the_section_nothing_changes() -> None:
 
 
 def test_the_section_names_keys_and_principals(folder: Path) -> None:
-    config = read(LOCKS, "listen: ['tcp://0.0.0.0:5555', ipc://front.sock]")
+    config = read(SECURITY, "listen: ['tcp://0.0.0.0:5555', ipc://front.sock]")
     assert config.security is not None
     assert config.security.curve is not None
     assert config.security.curve.secret_key == folder / "server.key_secret"
@@ -73,9 +73,9 @@ def test_the_section_names_keys_and_principals(folder: Path) -> None:
         (("listen: tcp://0.0.0.0:1",), "add security.curve, or set 'insecure: true'"),
         (("gateway: {http: '0.0.0.0:1'}",), "add security and gateway.tls, or set 'insecure: true'"),
         ((f"gateway: {{http: '0.0.0.0:1', {TLS}}}",), "0.0.0.0 can be reached"),
-        ((LOCKS, "gateway: {http: '0.0.0.0:1'}"), "x.yaml:3:17: gateway.http: 0.0.0.0 can be reached"),
+        ((SECURITY, "gateway: {http: '0.0.0.0:1'}"), "x.yaml:3:17: gateway.http: 0.0.0.0 can be reached"),
         (
-            (LOCKS, "gateway: {http: '0.0.0.0:1', tls: {certificate: none, private_key: private_key.pem}}"),
+            (SECURITY, "gateway: {http: '0.0.0.0:1', tls: {certificate: none, private_key: private_key.pem}}"),
             "none cannot",
         ),
         (
@@ -90,7 +90,7 @@ def test_what_is_refused(lines: tuple[str, ...], problem: str) -> None:
 
 def test_a_wrong_lock_is_not_reported_as_a_missing_one() -> None:
     Path("server.key_secret").chmod(0o644)
-    message = refused(LOCKS, "listen: tcp://0.0.0.0:5555", f"gateway: {{http: '0.0.0.0:1', {TLS}}}")
+    message = refused(SECURITY, "listen: tcp://0.0.0.0:5555", f"gateway: {{http: '0.0.0.0:1', {TLS}}}")
     assert "others may use" in message
     assert message.count("\n") == 0, message
 
@@ -98,11 +98,11 @@ def test_a_wrong_lock_is_not_reported_as_a_missing_one() -> None:
 @pytest.mark.parametrize(
     "lines",
     [
-        (LOCKS, f"gateway: {{http: '0.0.0.0:1', {TLS}}}"),
-        (LOCKS, "gateway: {http: '127.0.0.1:1'}"),
+        (SECURITY, f"gateway: {{http: '0.0.0.0:1', {TLS}}}"),
+        (SECURITY, "gateway: {http: '127.0.0.1:1'}"),
         (LIST, "listen: ipc://a", "gateway: {grpc: '127.0.0.1:1'}"),
         ("insecure: true", "gateway: {http: '0.0.0.0:1'}"),
-        (LOCKS, "insecure: true", "gateway: {http: '0.0.0.0:1'}"),
+        (SECURITY, "insecure: true", "gateway: {http: '0.0.0.0:1'}"),
         (f"gateway: {{http: '127.0.0.1:1', {TLS[:-1]}, client_ca: certificate.pem}}}}",),
     ],
 )
@@ -111,7 +111,7 @@ def test_what_is_allowed(lines: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666, 0o610, 0o601])
-@pytest.mark.parametrize(("name", "lines"), [("server.key_secret", (LOCKS,)), ("private_key.pem", ())])
+@pytest.mark.parametrize(("name", "lines"), [("server.key_secret", (SECURITY,)), ("private_key.pem", ())])
 def test_a_secret_that_others_may_use_is_refused(name: str, lines: tuple[str, ...], mode: int) -> None:
     lines = lines or (f"gateway: {{http: '127.0.0.1:1', {TLS}}}",)
     read(*lines)
@@ -122,20 +122,20 @@ def test_a_secret_that_others_may_use_is_refused(name: str, lines: tuple[str, ..
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o664, 0o666])
 def test_principals_that_others_may_write_are_refused(mode: int) -> None:
     Path("principals.yaml").chmod(mode)
-    assert f"others may write {Path.cwd()}/principals.yaml (mode {mode:04o}): chmod" in refused(LOCKS)
+    assert f"others may write {Path.cwd()}/principals.yaml (mode {mode:04o}): chmod" in refused(SECURITY)
 
 
 @pytest.mark.parametrize("name", ["server.key_secret", "principals.yaml"])
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_a_file_of_another_user_is_refused(name: str) -> None:
     os.chown(name, 4711, 0)
-    assert "belongs to user 4711; it must belong to user 0" in refused(LOCKS)
+    assert "belongs to user 4711; it must belong to user 0" in refused(SECURITY)
 
 
 def test_a_file_that_is_no_regular_one_is_refused_at_once() -> None:
     Path("server.key_secret").unlink()
     os.mkfifo("server.key_secret", 0o600)
-    assert "is not a regular file" in refused(LOCKS)
+    assert "is not a regular file" in refused(SECURITY)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_file_that_is_no_regular_one_is_refused_at_once() -> None:
 )
 def test_what_is_no_secret_key_is_refused(text: str, problem: str) -> None:
     Path("server.key_secret").write_bytes(text.encode("latin-1" if text == "\xff" else "utf-8"))
-    message = refused(LOCKS)
+    message = refused(SECURITY)
     assert problem in message
     assert "p7F" not in message
 
@@ -250,7 +250,7 @@ def test_no_message_shows_what_may_be_a_secret() -> None:
 
 def test_all_problems_are_reported_by_line_and_refuse_the_configuration() -> None:
     Path("principals.yaml").write_text("principals:\n- {name: a, roles: [x]}\n- {name: 1, roles: [infer]}\n")
-    message = refused(LOCKS, "xyzzy: 1")
+    message = refused(SECURITY, "xyzzy: 1")
     assert [line.partition("/principals.yaml")[2][:4] for line in message.splitlines()[1:]] == [":2:2", ":3:1"]
     assert "xyzzy" in message
 

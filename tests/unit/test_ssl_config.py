@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_locks import CERTIFICATE, PRIVATE_KEY
+from made_security import CERTIFICATE, PRIVATE_KEY
 
 from multitower.supervisor.config.source import ConfigError
 from multitower.tools.model_server.settings import ModelServer

@@ -53,7 +53,7 @@ pub struct Daemon {
 /// For whom requests are sent.
 #[derive(Clone)]
 enum Caller {
-    /// No frame says so: the daemon has no locks, or the gateway itself asks.
+    /// No frame says so: the daemon has no `security`, or the gateway itself asks.
     Unnamed,
     /// Somebody without a credential.
     Anonymous,
@@ -320,7 +320,7 @@ impl Daemon {
         timeout: Duration,
     ) -> Result<RawReply, DaemonError> {
         match &self.caller {
-            // Seldom without locks, so on the heap: the future of the others stays small.
+            // Only with `security`, so on the heap: the future of the others stays small.
             Caller::Identity(identity) => Box::pin(self.exchange_for(identity, kind, header, tensors, timeout)).await,
             Caller::Unnamed | Caller::Anonymous => {
                 self.send(Message { handle: self.handle(), kind, header, tensors }, timeout)?.await

@@ -1,9 +1,9 @@
-//! For whom a request is sent: one more address frame before a message, where the daemon has locks.
+//! For whom a request is sent: one more address frame before a message, where the daemon has `security`.
 
 /// A handle has this many bytes at most.
 const MAX_BYTES: usize = 16;
 
-/// What the daemon calls a credential that it has verified. Without locks there are none, and nothing is sent.
+/// What the daemon calls a credential that it has verified. Without `security` there are none, and nothing is sent.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Handle {
     length: u8,

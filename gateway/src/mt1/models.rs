@@ -64,7 +64,7 @@ struct Entry {
     refreshing: bool,
 }
 
-/// The metadata that was asked for lately. Where the daemon has locks, each handle has its own: others may not see it.
+/// The metadata that was asked for lately. Where the daemon has `security`, each handle has its own: others may not see it.
 pub struct MetadataCache {
     entries: Cache<ModelRef, Entry>,
     by_handle: Cache<(Handle, ModelRef), Entry>,

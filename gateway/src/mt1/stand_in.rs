@@ -1,4 +1,4 @@
-//! A stand-in of a daemon with locks, for tests: it knows tokens, and answers each kind.
+//! A stand-in of a daemon with `security`, for tests: it knows tokens, and answers each kind.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

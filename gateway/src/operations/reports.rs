@@ -1,4 +1,4 @@
-//! Answers that several clients may get: with locks, only those for whom the daemon was asked.
+//! Answers that several clients may get: with `security`, only those for whom the daemon was asked.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::mt1::Handle;
 /// Handles whose answers are kept. Further ones displace those that nobody waits for.
 const MAX_KEPT: usize = 64;
 
-/// What the daemon has answered to one handle, or to everybody where it has no locks.
+/// What the daemon has answered to one handle, or to everybody where it has no `security`.
 pub struct Reports {
     pub status: SharedQuery,
     pub events: SharedQuery,

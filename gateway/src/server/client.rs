@@ -10,7 +10,7 @@ use crate::mt1::{Credential, DaemonError, Identity, Origin};
 pub struct Client {
     /// IP address and port, or `unix`.
     from: String,
-    /// Whether the daemon has locks, so that most requests need a credential.
+    /// Whether the daemon has `security`, so that most requests need a credential.
     locked: bool,
     certificate_name: OnceLock<String>,
     shown: Mutex<Shown>,

@@ -1,4 +1,4 @@
-//! Requests of a gateway whose daemon has locks: a stand-in knows three tokens.
+//! Requests of a gateway whose daemon has `security`: a stand-in knows three tokens.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -27,8 +27,8 @@ from multitower.temporary_folder import NoTemporaryFolderError
 from multitower.tools.doctor.findings import Finding, Level
 
 SECTION: Final = "endpoints"
-_LOCKED: Final = (ConnectError.KEY_NEEDED, ConnectError.KEY_REFUSED, ConnectError.SERVER_KEY_WRONG)
-"""What a daemon with locks makes a client say that has no key of it."""
+_KEY_ERRORS: Final = (ConnectError.KEY_NEEDED, ConnectError.KEY_REFUSED, ConnectError.SERVER_KEY_WRONG)
+"""What a daemon with `security` makes a client say that has no key of it."""
 
 ASK_S: Final = 1.0
 """Seconds in which a running daemon answers."""
@@ -141,11 +141,11 @@ def _taken_finding(endpoint: str) -> Finding:
         return Finding(SECTION, Level.WARNING, f"{endpoint}: a daemon is running there", advice)
     if error.details.get(CONNECT_ERROR) == ConnectError.PERMISSION_DENIED:
         return Finding(SECTION, Level.WARNING, f"{endpoint} belongs to another user", error.message)
-    if error.details.get(CONNECT_ERROR) in _LOCKED:
+    if error.details.get(CONNECT_ERROR) in _KEY_ERRORS:
         advice = (
             "a second daemon needs other endpoints; with its keys, `multitower reload` applies a changed configuration"
         )
-        return Finding(SECTION, Level.WARNING, f"{endpoint}: a daemon with locks is running there", advice)
+        return Finding(SECTION, Level.WARNING, f"{endpoint}: a daemon with `security` is running there", advice)
     advice = "end that process (ss -ltnpx lists it), or configure another endpoint"
     return Finding(SECTION, Level.PROBLEM, f"{endpoint} is used by another process", advice)
 

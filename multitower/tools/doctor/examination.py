@@ -25,13 +25,13 @@ from multitower.tools.doctor import (
     gateway,
     gpu_driver,
     limits,
-    locks,
     machine,
     memory,
     models,
     operations,
     packages,
     request_log,
+    security,
     temporary_files,
     tracing,
 )
@@ -88,7 +88,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     yield temporary_files.finding(needed=temporary_folder_needed)
     yield from endpoints.findings(config.listen, config.runtime_dir)
     yield from gateway.findings(config)
-    yield from locks.findings(config)
+    yield from security.findings(config)
     yield from tracing.findings(config)
     yield from request_log.findings(config)
 

@@ -40,9 +40,7 @@ def _taken_finding(listen: Sequence[str], address: str) -> Finding:
         advice = "a second daemon needs other addresses"
         return Finding(SECTION, Level.WARNING, f"{address}: the gateway of a running daemon serves there", advice)
     if None in served:
-        text = (
-            f"{address} is in use, perhaps by the gateway of the running daemon, whose locks this command cannot pass"
-        )
+        text = f"{address} is in use, perhaps by the gateway of the running daemon, which answers nobody without a key"
         advice = f"set {KEY_VARIABLE} and {SERVER_KEY_VARIABLE} to keys with the role observe, and run doctor again"
         return Finding(SECTION, Level.WARNING, text, advice)
     advice = "end that process (ss -ltnpx lists it), or configure another address"

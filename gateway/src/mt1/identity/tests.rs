@@ -66,10 +66,10 @@ async fn a_cancelled_request_has_the_handle_too() {
 }
 
 #[tokio::test]
-async fn without_locks_nothing_says_for_whom_a_request_is() {
+async fn without_security_nothing_says_for_whom_a_request_is() {
     let stand_in = StandIn::start();
     let daemon = Daemon::start(&stand_in.settings(json!({"security": false})));
-    assert!(daemon.call("MT1:server_live", json!({})).await.is_err(), "the stand-in has locks");
+    assert!(daemon.call("MT1:server_live", json!({})).await.is_err(), "the stand-in has `security`");
     assert_eq!(stand_in.received("MT1:server_live")[0].handle, "");
 }
 

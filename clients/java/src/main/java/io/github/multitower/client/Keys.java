@@ -23,7 +23,7 @@ import javax.crypto.KeyAgreement;
 import org.zeromq.ZMQ;
 
 /**
- * What CURVE needs to connect to a daemon with locks: the client's pair of keys, and the daemon's public key. No message
+ * What CURVE needs to connect to a daemon with {@code security}: the client's pair of keys, and the daemon's public key. No message
  * repeats what was, or was meant to be, a secret key.
  */
 final class Keys {

@@ -201,7 +201,7 @@ public final class MultitowerClient implements InferenceClient {
         }
 
         /**
-         * This client's secret key, for a daemon with locks. By default it is what the environment's
+         * This client's secret key, for a daemon with {@code security}. By default it is what the environment's
          * {@code MULTITOWER_KEY} has: the path of its file, or the key in Z85.
          *
          * @param file as {@code multitower keys new} writes it; others may not be allowed to read it
@@ -214,7 +214,7 @@ public final class MultitowerClient implements InferenceClient {
         }
 
         /**
-         * This client's pair of keys, for a daemon with locks.
+         * This client's pair of keys, for a daemon with {@code security}.
          *
          * @param publicKey in Z85
          * @param secretKey in Z85
@@ -228,7 +228,7 @@ public final class MultitowerClient implements InferenceClient {
         }
 
         /**
-         * The public key of a daemon with locks, by which this client knows it. By default it is what the environment's
+         * The public key of a daemon with {@code security}, by which this client knows it. By default it is what the environment's
          * {@code MULTITOWER_SERVER_KEY} has.
          *
          * @param serverKey in Z85, or the path of a file that holds it

@@ -135,7 +135,7 @@ final class Reachability {
 
     /** The daemon does not admit this client's key. */
     void refused() {
-        refusal = Locks.keyRefused(endpoint, keys);
+        refusal = KeyErrors.keyRefused(endpoint, keys);
     }
 
     /** A connection ended before the daemon answered. */
@@ -145,9 +145,9 @@ final class Reachability {
 
     /** The error of requests that waited for a connection in vain. */
     MultitowerException error() {
-        Finding locked = refusal;
-        if (locked != null) {
-            return MultitowerException.of(Reason.UNAUTHENTICATED, locked.message, Map.of(CONNECT_ERROR, locked.kind));
+        Finding keysRefused = refusal;
+        if (keysRefused != null) {
+            return MultitowerException.of(Reason.UNAUTHENTICATED, keysRefused.message, Map.of(CONNECT_ERROR, keysRefused.kind));
         }
         Finding found = finding == null ? nothingYet() : finding;
         return MultitowerException.of(Reason.NOT_LISTENING, found.message, Map.of(CONNECT_ERROR, found.kind));
@@ -225,11 +225,11 @@ final class Reachability {
                 socket.connect(new InetSocketAddress(each, endpoint.port), probeMs);
                 finding = unanswered(endpoint);
                 address = numeric(each);
-                Finding locked = failedHandshakes == 0 ? null : Locks.examine(endpoint, keys, socket, probeMs, failedHandshakes);
-                boolean known = refusal != null && refusal.kind.equals(Locks.KEY_REFUSED);
+                Finding explained = failedHandshakes == 0 ? null : KeyErrors.examine(endpoint, keys, socket, probeMs, failedHandshakes);
+                boolean known = refusal != null && refusal.kind.equals(KeyErrors.KEY_REFUSED);
                 synchronized (this) {
-                    if (wanted && (locked != null || !known)) {
-                        refusal = locked;
+                    if (wanted && (explained != null || !known)) {
+                        refusal = explained;
                     }
                 }
                 resolved.run();

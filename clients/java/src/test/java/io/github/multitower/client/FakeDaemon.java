@@ -87,7 +87,7 @@ final class FakeDaemon implements AutoCloseable {
     }
 
     /**
-     * The same with locks: it admits only what is in {@link #admitted}.
+     * The same with {@code security}: it admits only what is in {@link #admitted}.
      *
      * @param secretKey its CURVE key in Z85; null for a daemon without CURVE
      */

@@ -10,7 +10,7 @@ import java.nio.charset.StandardCharsets;
  * side uses CURVE, nor that the daemon has another key. So a plain socket reads the daemon's greeting, which names the
  * mechanism that the daemon uses.
  */
-final class Locks {
+final class KeyErrors {
     static final String KEY_REFUSED = "key_refused";
 
     /**
@@ -28,7 +28,7 @@ final class Locks {
     private static final int MECHANISM_AT = 12;
     private static final int MECHANISM_BYTES = 20;
 
-    private Locks() {}
+    private KeyErrors() {}
 
     /** The daemon does not admit this client's key. */
     static Reachability.Finding keyRefused(Endpoint endpoint, Keys keys) {

@@ -1,4 +1,4 @@
-"""The doctor's findings about locks: CURVE, files that decide who gets in, dates of certificates, and Keras."""
+"""The doctor's findings about security: CURVE, files that decide who gets in, dates of certificates, and Keras."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fake_daemon import FakeDaemon
 
 from multitower import curve_keys
 from multitower.supervisor.config.loading import load
-from multitower.tools.doctor import endpoints, gateway, locks, packages
+from multitower.tools.doctor import endpoints, gateway, packages, security
 from multitower.tools.doctor.certificates import CertificateError, Validity, read_validities
 from multitower.tools.doctor.findings import Finding, Level
 
@@ -58,23 +58,23 @@ def never() -> float:
 
 
 def test_a_libsodium_that_is_loaded_is_named() -> None:
-    found = locks.curve_finding(True, "libsodium.so.23", never)
+    found = security.curve_finding(True, "libsodium.so.23", never)
     assert (found.level, found.advice) == (Level.OK, None)
     assert "with libsodium (libsodium.so.23 is loaded)" in found.text
 
 
 def test_without_curve_it_is_a_problem() -> None:
-    found = locks.curve_finding(False, None, never)
+    found = security.curve_finding(False, None, never)
     assert found.level is Level.PROBLEM
     assert "was built without CURVE" in found.text
 
 
 def test_what_is_not_loaded_as_a_library_is_told_by_its_speed() -> None:
-    fast = locks.curve_finding(True, None, lambda: 30e-6)
+    fast = security.curve_finding(True, None, lambda: 30e-6)
     assert fast.level is Level.OK
     assert "with libsodium, by its speed" in fast.text
     assert "30 µs" in fast.text
-    slow = locks.curve_finding(True, None, lambda: 900e-6)
+    slow = security.curve_finding(True, None, lambda: 900e-6)
     assert slow.level is Level.WARNING
     assert "with TweetNaCl, by its speed" in slow.text
 
@@ -82,8 +82,10 @@ def test_what_is_not_loaded_as_a_library_is_told_by_its_speed() -> None:
 def test_this_process_is_examined() -> None:
     zmq.curve_keypair()
     maps = Path("/proc/self/maps").read_text()
-    assert locks.loaded_library() is None if "libsodium" not in maps else "libsodium" in str(locks.loaded_library())
-    assert 0 < locks.seconds_for_a_key() < 1
+    assert (
+        security.loaded_library() is None if "libsodium" not in maps else "libsodium" in str(security.loaded_library())
+    )
+    assert 0 < security.seconds_for_a_key() < 1
 
 
 # Files.
@@ -99,7 +101,7 @@ def key(tmp_path: Path) -> Path:
 
 
 def test_a_guarded_file_is_shown_with_owner_and_mode(key: Path) -> None:
-    (found,) = locks.guarded_findings("the daemon's secret key", key)
+    (found,) = security.guarded_findings("the daemon's secret key", key)
     assert found.level is Level.OK
     assert found.text.startswith(f"the daemon's secret key: {key} belongs to user ")
     assert found.text.endswith("(mode 0600)")
@@ -108,12 +110,12 @@ def test_a_guarded_file_is_shown_with_owner_and_mode(key: Path) -> None:
 def test_a_folder_in_which_others_may_replace_the_file_is_a_problem(key: Path) -> None:
     for mode in (0o770, 0o757):
         key.parent.chmod(mode)
-        (found,) = locks.guarded_findings("the principals", key)
+        (found,) = security.guarded_findings("the principals", key)
         assert found.level is Level.PROBLEM
         assert f"others may replace it: the folder {key.parent} has mode 0{mode:o}" in found.text
         assert f"chmod go-w {key.parent}" in str(found.advice)
     key.parent.chmod(0o1777)  # like /tmp: with the sticky bit nobody can
-    (found,) = locks.guarded_findings("the principals", key)
+    (found,) = security.guarded_findings("the principals", key)
     assert found.level is Level.OK
 
 
@@ -123,7 +125,7 @@ def test_the_folder_of_a_link_s_target_counts(key: Path, tmp_path: Path) -> None
     target = key.rename(inner / "key")
     key.symlink_to(target)
     inner.chmod(0o777)
-    (found,) = locks.guarded_findings("the principals", key)
+    (found,) = security.guarded_findings("the principals", key)
     assert found.level is Level.PROBLEM
     assert str(inner) in found.text
 
@@ -131,13 +133,13 @@ def test_the_folder_of_a_link_s_target_counts(key: Path, tmp_path: Path) -> None
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
 def test_a_folder_of_another_user_is_a_problem(key: Path) -> None:
     os.chown(key.parent, 65534, 65534)
-    (found,) = locks.guarded_findings("the principals", key)
+    (found,) = security.guarded_findings("the principals", key)
     assert found.level is Level.PROBLEM
     assert f"the folder {key.parent} belongs to user" in found.text
 
 
 def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
-    (found,) = locks.guarded_findings("the principals", tmp_path / "none")
+    (found,) = security.guarded_findings("the principals", tmp_path / "none")
     assert found.level is Level.PROBLEM
     assert "No such file" in found.text
 
@@ -159,7 +161,7 @@ def test_what_is_no_certificate_is_an_error(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(CertificateError, match=r"broken\.pem"):
         read_validities(path)
-    assert locks.certificate_finding("it", path, datetime.now(UTC)).level is Level.PROBLEM
+    assert security.certificate_finding("it", path, datetime.now(UTC)).level is Level.PROBLEM
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_what_is_no_certificate_is_an_error(text: str, tmp_path: Path) -> None:
 def test_a_certificate_is_judged_by_its_dates(now: datetime, level: Level, words: str, tmp_path: Path) -> None:
     path = tmp_path / "chain.pem"
     path.write_text(AUTHORITY + GPUS)  # the first to end counts
-    found = locks.certificate_finding("the gateway's certificate", path, now)
+    found = security.certificate_finding("the gateway's certificate", path, now)
     assert found.level is level
     assert words in found.text
     assert (found.advice is None) == (level is Level.OK)
@@ -188,7 +190,7 @@ def findings_of(folder: Path, text: str) -> list[Finding]:
     path = folder / "multitower.yaml"
     path.write_text(f"devices: {{cpu: 1}}\nmodels: [{{name: m, handler: 'handlers:Double'}}]\n{text}")
     (folder / "handlers.py").write_text("class Double: pass\n")
-    return list(locks.findings(load(path, strict=False)))
+    return list(security.findings(load(path, strict=False)))
 
 
 def test_a_daemon_without_locks_on_loopback_has_no_findings(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_insecure_is_a_warning(tmp_path: Path) -> None:
     assert found.text.startswith("insecure: true")
 
 
-def test_locks_are_examined(tmp_path: Path, key: Path) -> None:
+def test_security_is_examined(tmp_path: Path, key: Path) -> None:
     principals = tmp_path / "principals.yaml"
     principals.write_text("principals: []\n")
     principals.chmod(0o600)
@@ -222,7 +224,7 @@ def test_an_endpoint_of_a_daemon_with_locks_is_told_from_another_program() -> No
         found = worst(
             finding for finding in endpoints.findings([daemon.endpoint], None) if daemon.endpoint in finding.text
         )
-    assert (found.level, found.text) == (Level.WARNING, f"{daemon.endpoint}: a daemon with locks is running there")
+    assert (found.level, found.text) == (Level.WARNING, f"{daemon.endpoint}: a daemon with `security` is running there")
 
 
 def test_a_gateway_behind_locks_is_not_called_another_program() -> None:

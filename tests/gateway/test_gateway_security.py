@@ -1,4 +1,4 @@
-"""HTTP and gRPC of a daemon with locks, over TLS: curl, Python's ssl and grpcio against one daemon."""
+"""HTTP and gRPC of a daemon with `security`, over TLS: curl, Python's ssl and grpcio against one daemon."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from foreign import curl
 from gateway_grpc import TRITON, Services, grpc, message
 from made_certificates import Authority
-from made_locks import write_principals
+from made_security import write_principals
 from running import STEP_S, Running
 
 from multitower.bearer_tokens import new_token
@@ -65,7 +65,7 @@ def rows(*without: str) -> list[dict[str, Any]]:
 
 
 class Locked:
-    """A daemon with locks, and how its gateway is asked."""
+    """A daemon with `security`, and how its gateway is asked."""
 
     def __init__(self, daemon: Running, authority: Authority, folder: Path) -> None:
         self.daemon, self.authority, self.folder = daemon, authority, folder

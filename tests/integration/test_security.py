@@ -1,4 +1,4 @@
-"""A daemon with locks: every kind of request by every way in, by each role, without a key, with a wrong or revoked one.
+"""A daemon with `security`: every kind of request by every way in, by each role, with no, a wrong or a revoked key.
 
 What must be allowed comes from the one table, so a new operation is tested as soon as it has a row.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from asker import CAN_BE_OTHERS, NO_ANSWER, Asker, LocalAsker
-from made_locks import PRINCIPALS as PRINCIPALS_FILE
-from made_locks import SERVER_KEY, make_keys, make_locks, write_principals
+from made_security import PRINCIPALS as PRINCIPALS_FILE
+from made_security import SERVER_KEY, make_keys, make_security, write_principals
 from running import START_S, STEP_S, Running
 from without_privileges import NOBODY
 
@@ -98,7 +98,7 @@ def expected(operation: Operation, who: Who | None, model: str | None) -> str | 
 
 
 class Locked(Running):
-    """A daemon with locks, and the keys to it."""
+    """A daemon with `security`, and the keys to it."""
 
     def __init__(self, folder: Path, config: str = CONFIG) -> None:
         self.folder = folder
@@ -112,7 +112,7 @@ class Locked(Running):
             }
             for who in PRINCIPALS
         ]
-        self.server = make_locks(folder, self.entries).public
+        self.server = make_security(folder, self.entries).public
         self._tcp = ""
         super().__init__(folder, config)
 
@@ -141,7 +141,7 @@ class Locked(Running):
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
-    with Locked(tmp_path_factory.mktemp("locks")) as running:
+    with Locked(tmp_path_factory.mktemp("security")) as running:
         yield running.wait_ready()
 
 
@@ -423,7 +423,7 @@ def test_a_wrong_file_is_refused_whole_and_changes_nothing(daemon: Locked, closi
         daemon.reload(daemon.entries)
 
 
-def test_locks_do_not_come_or_go_while_the_daemon_runs(daemon: Locked) -> None:
+def test_security_does_not_come_or_go_while_the_daemon_runs(daemon: Locked) -> None:
     text = daemon.config.read_text()
     try:
         without = "\n".join(line for line in text.splitlines() if not line.startswith("security"))
@@ -447,9 +447,14 @@ def test_a_secret_that_others_may_read_is_a_start_failure(tmp_path: Path) -> Non
         assert os.fspath(tmp_path / SERVER_KEY) in second.stderr
 
 
-def test_insecure_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("security", "consequence"), [(False, "used without `security`"), (True, "tokens in the clear")]
+)
+def test_insecure_is_said(tmp_path: Path, security: bool, consequence: str) -> None:
     config = CONFIG.replace("127.0.0.1:*", "0.0.0.0:*") + "insecure: true\n"
-    lines = [line for line in config.splitlines() if not line.startswith("security")]
+    lines = [line for line in config.splitlines() if security or not line.startswith("security")]
+    make_security(tmp_path)
     with Running(tmp_path, "\n".join(lines)) as daemon:
         line = daemon.wait_line("insecure is set")
-        assert (line["level"], line["security"]) == ("warning", False)
+        assert (line["level"], line["security"]) == ("warning", security)
+        assert consequence in line["message"]

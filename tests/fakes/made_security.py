@@ -1,4 +1,4 @@
-"""Files of a daemon with locks: its CURVE keys, principals and their keys, and a certificate for the gateway."""
+"""Files of a daemon with `security`: its CURVE keys, principals and their keys, and a certificate for the gateway."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
     return certificate, private_key
 
 
-def make_locks(folder: Path, principals: Iterable[Mapping[str, Any]] = ()) -> Keys:
+def make_security(folder: Path, principals: Iterable[Mapping[str, Any]] = ()) -> Keys:
     """Writes what `security: {curve: {secret_key: server.key_secret}, principals: principals.yaml}` names, and returns
     the daemon's keys.
     """

@@ -1,4 +1,4 @@
-"""The locks of a daemon: all that decides who may do what, and how much, in one place.
+"""The access control of a daemon: all that decides who may do what, and how much, in one place.
 
 A daemon without `security` in its configuration has none of it, and pays nothing for it.
 """
@@ -20,8 +20,8 @@ from .peers import NOBODY, Peer, Peers
 from .tokens import TokenVerifier
 
 
-class Locks:
-    """The locks of a daemon. For the loop's thread.
+class AccessControl:
+    """The access control of a daemon. For the loop's thread.
 
     Args:
         principals: those in force.

@@ -13,8 +13,8 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 
-/** A real daemon with locks, and keys that {@code multitower keys} has made: JeroMQ's CURVE beside libzmq's. */
-class LocksIT {
+/** A real daemon with {@code security}, and keys that {@code multitower keys} has made: JeroMQ's CURVE beside libzmq's. */
+class SecurityIT {
     private static final String CONFIG = String.join("\n",
             "devices: {cpu: 1}",
             "spares: 0",
@@ -39,13 +39,13 @@ class LocksIT {
     @BeforeAll
     static void serve() throws Exception {
         Daemon.require("multitower", "numpy", "psutil");
-        folder = Files.createDirectories(Daemon.WORK.resolve("locks"));
+        folder = Files.createDirectories(Daemon.WORK.resolve("security"));
         Files.deleteIfExists(folder.resolve("principals.yaml"));
         keys("new", "server", "--server", "--force");
         keys("new", "ana", "--force");
         keys("new", "stranger", "--force");
         keys("add", "ana", "--principals", "principals.yaml", "--public-key", "ana.key", "--role", "infer", "--model", "echo");
-        daemon = new Daemon("locks", CONFIG);
+        daemon = new Daemon("security", CONFIG);
     }
 
     @AfterAll

@@ -1,4 +1,4 @@
-"""benchmarks/locks.py runs: both sides of each ratio are served, and every answer is right."""
+"""benchmarks/security.py runs: both sides of each ratio are served, and every answer is right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import foreign
 import pytest
 from running import START_S
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "locks.py"
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "security.py"
 
 
 def run(part: str) -> str:

@@ -12,12 +12,12 @@ import time
 from typing import Final
 
 from multitower.addresses import split_tcp
-from multitower.client.connect_errors import LOCKED, Finding
+from multitower.client.connect_errors import KEY_ERRORS, Finding
 from multitower.errors import ConnectError
 from multitower.wire import KEY_VARIABLE, SERVER_KEY_VARIABLE
 from multitower.zmtp import GREETING
 
-__all__ = ["LOCKED", "examine_locks", "refused"]
+__all__ = ["KEY_ERRORS", "examine_keys", "refused"]
 
 FAILED_HANDSHAKES: Final = 3
 """So many handshakes in a row with a daemon that uses CURVE fail: its key is another one. A daemon that has too many
@@ -34,7 +34,7 @@ def refused(endpoint: str, kind: ConnectError, public_key: str | None) -> Findin
 
     Args:
         endpoint: the daemon's.
-        kind: one of `LOCKED`.
+        kind: one of `KEY_ERRORS`.
         public_key: the client's; None if it has none.
     """
     messages = {
@@ -59,7 +59,7 @@ def refused(endpoint: str, kind: ConnectError, public_key: str | None) -> Findin
     return Finding(kind, messages[kind])
 
 
-def examine_locks(endpoint: str, timeout_s: float, public_key: str | None, failed_handshakes: int) -> Finding | None:
+def examine_keys(endpoint: str, timeout_s: float, public_key: str | None, failed_handshakes: int) -> Finding | None:
     """Reads the daemon's greeting, and tells whether the keys prevent a connection.
 
     Args:

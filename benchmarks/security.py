@@ -1,6 +1,6 @@
-"""What locks cost: CURVE against plain tcp, and TLS over HTTP against plain HTTP, each pair in one run.
+"""What encryption costs: CURVE against plain tcp, and TLS over HTTP against plain HTTP, each pair in one run.
 
-    python benchmarks/locks.py [--rounds 9] [--seconds 3] [--parts curve,tls]
+    python benchmarks/security.py [--rounds 9] [--seconds 3] [--parts curve,tls]
 
 Each part has two daemons with one CPU worker and an echo handler, which run at the same time. Each round measures both,
 in alternating order. CURVE is measured with pyzmq's DEALER sockets, in a process of its own on either side, since
@@ -35,7 +35,7 @@ import zmq
 from multitower import Client, wire
 from multitower.bearer_tokens import new_token
 from multitower.compiled import compiled, describe
-from multitower.tools.doctor import locks as examination
+from multitower.tools.doctor import security as examination
 
 SHAPES = {"64 bytes": ((1, 16), 64), "600 kB": ((1, 150_000), 8)}
 """Of the tensor, and how many requests are outstanding."""
@@ -53,7 +53,7 @@ def ask(endpoint: str, shape: tuple[int, ...], outstanding: int, seconds: float,
         shape: of the tensor, FP32.
         outstanding: how many requests.
         seconds: how long.
-        keys: the daemon's public key, and the client's public and secret key; none for a daemon without locks.
+        keys: the daemon's public key, and the client's public and secret key; none for a daemon without `security`.
 
     Returns:
         Answers per second.
@@ -121,7 +121,7 @@ def measure_curve(folder: Path, rounds: int, seconds: float) -> None:
     path.write_text(f'metadata\ncurve\n    public-key = "{server}"\n    secret-key = "{secret}"\n')
     path.chmod(0o600)
     write_principals(folder, public_key=client[0])
-    locked = "spares: 0\nsecurity: {curve: {secret_key: server.key_secret}, principals: principals.yaml}"
+    secured = "spares: 0\nsecurity: {curve: {secret_key: server.key_secret}, principals: principals.yaml}"
     keys = {True: [server, *client], False: []}
     with ExitStack() as stack:
         # `serving` waits at the first endpoint, without a key; the user of the daemon needs none over ipc.
@@ -133,7 +133,7 @@ def measure_curve(folder: Path, rounds: int, seconds: float) -> None:
                     "curve" if with_keys else "plain",
                     workers=1,
                     models=MODELS,
-                    more=locked if with_keys else "spares: 0",
+                    more=secured if with_keys else "spares: 0",
                     also=[tcp[with_keys]],
                 )
             )

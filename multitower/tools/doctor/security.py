@@ -1,4 +1,4 @@
-"""The locks: CURVE and what computes it, the files that decide who gets in, and the dates of certificates.
+"""Security: CURVE and what computes it, the files that decide who gets in, and the dates of certificates.
 
 Whether these files can be used at all was checked when the configuration was read.
 """
@@ -20,7 +20,7 @@ from multitower.supervisor.config.config import Config
 from multitower.tools.doctor.certificates import CertificateError, read_validities
 from multitower.tools.doctor.findings import Finding, Level, with_number
 
-SECTION: Final = "locks"
+SECTION: Final = "security"
 SOON: Final = timedelta(days=30)
 """A certificate that ends within this time is a warning."""
 
@@ -32,7 +32,7 @@ _ATTEMPTS: Final = 10
 
 
 def findings(config: Config) -> Iterator[Finding]:
-    """Findings about the locks; none for a daemon that only this machine can reach, without `security`."""
+    """Findings about security; none for a daemon that only this machine can reach, without `security`."""
     if config.insecure:
         text = "insecure: true: whoever reaches the daemon's addresses may do what its configuration allows everybody"
         yield Finding(SECTION, Level.WARNING, text, "configure `security`, and remove `insecure`")
