@@ -2,12 +2,20 @@
 
     make wheel && cp -r build/installed /tmp/before     # in a checkout of the earlier commit
     make wheel && cp -r build/installed /tmp/after      # in a checkout of the later one
-    python benchmarks/releases.py /tmp/before /tmp/after [--rounds 12] [--seconds 0.7] [--loads 64/1,64/64,8/8,1/1]
+    python benchmarks/releases.py /tmp/before /tmp/after [--rounds 12] [--seconds 0.7]
+        [--workloads small,large,devices] [--loads 64/1,64/64,8/8,1/1]
 
-Both daemons run all the time, each with an echo handler on two CPU workers; the one that is not measured is idle. A
-round measures each of them twice, in the order A B B A or B A A B, so that a machine that gets slower or faster
-meanwhile changes both. `batched` and `single` are as in `router.py`. A figure is the median of the rounds' ratios, with
-the first and third quartile behind it: where they are on both sides of 1, the difference is within the noise.
+Workloads:
+
+- `small`: an echo of 64 bytes on two CPU workers, under each of the loads; `batched` and `single` as in `router.py`.
+- `large`: an echo of 602,112 bytes on two CPU workers, 8 on 8 connections.
+- `devices`: 16 workers, whose handlers sleep 5 ms for a batch and 0.02 ms for a row, in batches of up to 32. Three
+  times as many requests are outstanding as all workers hold.
+
+Both daemons of a workload run all the time; the one that is not measured is idle. A round measures each of them twice,
+in the order A B B A or B A A B, so that a machine that gets slower or faster meanwhile changes both. A figure is the
+median of the rounds' ratios, with the first and third quartile behind it: where they are on both sides of 1, the
+difference is within the noise.
 """
 
 from __future__ import annotations
@@ -16,13 +24,38 @@ import argparse
 import statistics
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import load
 import psutil
 import serving
 
-MODELS = {"batched": "handler: 'handlers:Echo', batching: {}", "single": "handler: 'handlers:Echo'"}
+
+@dataclass(frozen=True)
+class Workload:
+    """What both daemons serve, and how they are loaded.
+
+    Attributes:
+        workers: how many each daemon has.
+        models: the YAML of each model.
+        loads: each is put on each model; None for those of the command line.
+        options: of load.c.
+    """
+
+    workers: int
+    models: dict[str, str]
+    loads: tuple[load.Load, ...] | None = None
+    options: tuple[str, ...] = ()
+
+
+DEVICE = "handler: 'handlers:Device', parameters: {batch_s: 0.005, row_s: 0.00002}, queue: {max_size: 100000}"
+
+WORKLOADS = {
+    "small": Workload(2, {"batched": "handler: 'handlers:Echo', batching: {}", "single": "handler: 'handlers:Echo'"}),
+    "large": Workload(2, {"large": "handler: 'handlers:Echo'"}, (load.Load(8, 8),), ("-s", "1,224,224,3")),
+    "devices": Workload(16, {"devices": f"{DEVICE}, batching: {{max_batch_size: 32}}"}, (load.Load(3 * 16 * 32, 1),)),
+}
 
 FIGURES = {
     "rps": "requests/s",
@@ -34,11 +67,13 @@ FIGURES = {
 }
 
 
-def measure(program: Path, daemon: serving.Daemon, wanted: load.Load, seconds: float, model: str) -> dict[str, float]:
+def measure(
+    program: Path, daemon: serving.Daemon, wanted: load.Load, seconds: float, model: str, options: tuple[str, ...]
+) -> dict[str, float]:
     """One load on one daemon: the values of `FIGURES`; CPU time is for each request."""
     workers = [child.pid for child in psutil.Process(daemon.pid).children()]
     before = serving.cpu_seconds([daemon.pid]), serving.cpu_seconds(workers)
-    found = load.run(program, daemon.endpoint, wanted, seconds, "-m", model)
+    found = load.run(program, daemon.endpoint, wanted, seconds, "-m", model, *options)
     after = serving.cpu_seconds([daemon.pid]), serving.cpu_seconds(workers)
     daemon_us, workers_us = ((late - early) / found.answered * 1e6 for late, early in zip(after, before, strict=True))
     return {
@@ -57,43 +92,59 @@ def ratios(rounds: list[list[tuple[int, dict[str, float]]]], figure: str) -> lis
     return [after / before for before, after in sums]
 
 
-def main() -> None:
-    """Runs the rounds and prints a line for each model and load."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("installations", type=Path, nargs=2, help="folders with the package multitower: before, after")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=0.7, help="for each measurement, four of which are a round")
-    parser.add_argument("--loads", type=load.parse_many, default="64/1,64/64,8/8,1/1", help="OUTSTANDING/CONNECTIONS,…")
-    parser.add_argument("--transport", choices=["ipc", "tcp"], default="ipc")
-    options = parser.parse_args()
+def compare(name: str, options: argparse.Namespace) -> None:
+    """Runs the rounds of one workload, and prints a line for each model and load."""
+    workload = WORKLOADS[name]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-")))
         program = load.build(folder)
         daemons = [
             stack.enter_context(
                 serving.daemon(
-                    folder, name, workers=2, models=MODELS, transport=options.transport, installation=path.resolve()
+                    folder,
+                    name,
+                    workers=workload.workers,
+                    models=workload.models,
+                    transport=options.transport,
+                    installation=path.resolve(),
                 )
             )
             for name, path in zip(("before", "after"), options.installations, strict=True)
         ]
-        print(f"after / before over {options.transport}, {options.rounds} rounds of 4 x {options.seconds:g} s")
-        print(f"{'':8}{'':8}" + "".join(f"{title:>22}" for title in FIGURES.values()))
-        for model in MODELS:
-            for wanted in options.loads:
+        for model in workload.models:
+            for wanted in workload.loads or options.loads:
                 for daemon in daemons:
-                    measure(program, daemon, wanted, options.seconds, model)  # the first run warms up
+                    measure(program, daemon, wanted, options.seconds, model, workload.options)  # the first run warms up
                 rounds = []
                 for number in range(options.rounds):
                     order = (0, 1, 1, 0) if number % 2 else (1, 0, 0, 1)
                     rounds.append(
-                        [(side, measure(program, daemons[side], wanted, options.seconds, model)) for side in order]
+                        [
+                            (side, measure(program, daemons[side], wanted, options.seconds, model, workload.options))
+                            for side in order
+                        ]
                     )
                 cells = []
                 for figure in FIGURES:
                     first, median, third = statistics.quantiles(ratios(rounds, figure), n=4)
                     cells.append(f"{median:8.2f} ({first:4.2f}-{third:4.2f})".rjust(22))
                 print(f"{model:8}{wanted!s:>8}{''.join(cells)}", flush=True)
+
+
+def main() -> None:
+    """Measures the workloads one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("installations", type=Path, nargs=2, help="folders with the package multitower: before, after")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=0.7, help="for each measurement, four of which are a round")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="separated by commas")
+    parser.add_argument("--loads", type=load.parse_many, default="64/1,64/64,8/8,1/1", help="OUTSTANDING/CONNECTIONS,…")
+    parser.add_argument("--transport", choices=["ipc", "tcp"], default="ipc")
+    options = parser.parse_args()
+    print(f"after / before over {options.transport}, {options.rounds} rounds of 4 x {options.seconds:g} s")
+    print(f"{'':8}{'':8}" + "".join(f"{title:>22}" for title in FIGURES.values()))
+    for name in options.workloads.split(","):
+        compare(name, options)
 
 
 if __name__ == "__main__":
