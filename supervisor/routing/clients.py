@@ -151,7 +151,11 @@ class Clients:
                 access.failures.add(front.interface, entrance.failure, "", time.monotonic())
             raise refusal
         use = access.uses.of(peer.name) if peer.principal is not None else None
-        if use is not None and kind != wire.CANCEL and not (operation is not None and operation.open):
+        if kind == wire.CANCEL or (operation is not None and operation.open):
+            use = None
+        # The gateway asks for a model's metadata by itself, to understand the first of a second's requests.
+        own = front.interface == GATEWAY and kind == wire.MODEL_METADATA
+        if use is not None and not own:
             refusal = use.refusal(kind == wire.INFER, time.monotonic())
             if refusal is not None:
                 raise refusal
@@ -165,6 +169,9 @@ class Clients:
                     raise refusal
             self._admission.admit(front, address, id, body, use)
         except MultitowerError as error:
+            # It keeps no failures, so a client could have it ask again and again.
+            if own and use is not None and (refusal := use.refusal(False, time.monotonic())) is not None:
+                raise refusal from None
             raise without_names(peer, error) from None
 
     def _authenticate(

@@ -39,15 +39,18 @@ gateway:
 models:
   - {name: mine, handler: "handlers:Echo"}
   - {name: theirs, handler: "handlers:Echo"}
+  - {name: declared, handler: "handlers:Declared", batching: {max_batch_size: 4}}
 """
 
 HOST = "127.0.0.1"
-TOKENS = {name: new_token(name) for name in ("everything", "mine", "leaves")}
+TOKENS = {name: new_token(name) for name in ("everything", "mine", "leaves", "seldom", "fails")}
 PRINCIPALS: dict[str, dict[str, Any]] = {
     "everything": {"roles": ["infer", "observe", "operate"]},
     "mine": {"roles": ["infer", "observe"], "models": ["mine"]},
     "leaves": {"roles": ["infer", "observe"]},
     "certified": {"roles": ["infer"]},
+    "seldom": {"roles": ["infer"], "rate": 0.01},
+    "fails": {"roles": ["infer"], "rate": 0.01},
 }
 REQUEST = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [2.5]}]}
 
@@ -170,6 +173,14 @@ class TestHttp:
         _, theirs = locked.curl("/v2/models/theirs/infer", token="mine", body=body)
         _, none_such = locked.curl("/v2/models/none-such/infer", token="mine", body=body)
         assert theirs == none_such, "the answer does not tell whether there is such a model"
+
+    def test_what_the_gateway_asks_by_itself_leaves_the_rate_to_the_client(self, locked: Locked) -> None:
+        serving = json.dumps({"instances": [{"x": [1.0, 2.0, 3.0], "n": 4}]}).encode()
+        found = [locked.curl("/v1/models/declared:predict", token="seldom", body=serving)[0] for _ in range(2)]
+        assert found == [200, 429], "the question for the metadata does not count, the request does"
+        found = [locked.curl("/v2/models/none-such", token="fails")[0] for _ in range(2)]
+        assert found[0] == 404
+        assert found[1] in (429, 503), "questions that fail count: the gateway asks for each of them"
 
     def test_a_wrong_token_is_refused(self, locked: Locked) -> None:
         for token in ("everything.wrong", "none-such.wrong", "x" * 4000, TOKENS["everything"][0][:-1]):
