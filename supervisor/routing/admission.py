@@ -96,6 +96,8 @@ class Admission:
             frame_size = len(frame)
             sizes.append(frame_size)
             size += frame_size
+        if len(address) > 1:
+            size += sum(map(len, address))  # the queue holds them as well, and they may be as large as tensors
         self.check_size(size + len(header))
         plan = self._planner.plan(header if type(header) is bytes else bytes(header))
         try:

@@ -229,5 +229,6 @@ def incoming(name: bytes, message: list[Any], start: int, connection: str | None
         return Incoming((name,), message[start + 1 :], connection)
     for index in range(start + 1, min(len(message), MAX_HOPS + start)):
         if len(message[index]) == 0:
-            return Incoming((name, *message[start:index]), message[index + 1 :], connection)
+            # A large frame is a view, which cannot be hashed; the scheduler finds requests by their address.
+            return Incoming((name, *map(bytes, message[start:index])), message[index + 1 :], connection)
     return Incoming((name,), None, connection)

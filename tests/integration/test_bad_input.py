@@ -12,6 +12,8 @@ import zmq
 from running import Running
 
 from multitower import wire
+from multitower.supervisor.routing.front_socket import MAX_HOPS
+from multitower.tensors import BULKY_BYTES
 
 CONFIG = """
 listen: [{endpoint}, "tcp://127.0.0.1:*"]
@@ -167,6 +169,42 @@ def test_an_invalid_envelope_gets_one_typed_error(case: str, socket: zmq.Socket[
     assert (empty, kind, came) == (b"", wire.ERROR, id)
     assert error["reason"] == reason, error
     assert words in error["message"], error
+    good(socket)
+
+
+SIZES = [1, 255, 256, BULKY_BYTES - 1, BULKY_BYTES, BULKY_BYTES + 1]
+"""Of address frames, around those at which frames are written or kept in another way."""
+
+
+@pytest.mark.parametrize("kind", ["ipc", "tcp"])
+@pytest.mark.parametrize("hops", [1, 2, MAX_HOPS - 1])
+def test_a_request_gets_one_answer_whatever_address_is_before_its_delimiter(
+    hops: int, kind: str, daemon: Running
+) -> None:
+    endpoint = daemon.endpoint if kind == "ipc" else str(daemon.wait_line("daemon started")["listen"]).split(",")[1]
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVTIMEO, 60_000)
+        socket.connect(endpoint.strip())
+        for size in SIZES:
+            address = [bytes([number + 1]) * size for number in range(hops)]
+            for _ in range(2):
+                socket.send_multipart([*address, b"", wire.INFER, b"1", header(), X, N])
+            socket.send_multipart([*address, b"", wire.SERVER_LIVE, b"2"])
+            expected = [(b"1", wire.OK), (b"1", wire.OK), (b"2", wire.OK)]
+            replies = [socket.recv_multipart() for _ in expected]
+            assert all(reply[: hops + 1] == [*address, b""] for reply in replies)
+            assert sorted((reply[hops + 2], reply[hops + 1]) for reply in replies) == expected, size
+        good(socket)
+        assert not socket.poll(0)
+
+
+@pytest.mark.parametrize("size", [1 << 20, 2 << 20])
+def test_an_address_that_is_larger_than_a_message_gets_an_error(size: int, socket: zmq.Socket[bytes]) -> None:
+    socket.send_multipart([bytes([1]) * size, b"", wire.INFER, b"1", header(), X, N])
+    reply = socket.recv_multipart()
+    assert reply[-3] == wire.ERROR
+    assert json.loads(reply[-1])["error"]["reason"] in ("too_large", "malformed")
     good(socket)
 
 
