@@ -14,8 +14,12 @@ key, server_key, endpoint = sys.argv[1:]
 try:
     # Without these arguments: MULTITOWER_KEY, MULTITOWER_SERVER_KEY and MULTITOWER_ENDPOINT.
     with Client(endpoint, key=key, server_key=server_key, timeout=10.0) as client:
-        answer = client.infer("digits", {"x": np.zeros((1, 64), np.float32)})
-        print("one image:", answer["probabilities"].argmax(axis=1))
+        # What a key may do depends on its roles: each call may be forbidden by itself.
+        try:
+            answer = client.infer("digits", {"x": np.zeros((1, 64), np.float32)})
+            print("one image:", answer["probabilities"].argmax(axis=1))
+        except Forbidden as error:
+            print("this key may not infer:", error)
         try:
             client.status()
         except Forbidden as error:

@@ -110,10 +110,12 @@ def read_secret_file(path: str | os.PathLike[str]) -> KeyPair:
     """
     text, status = _read(path)
     shown = os.fspath(path)
+    found = dict(_LINE.findall(text))
+    if "public" in found and "secret" not in found:  # before its mode, which is right for a public key
+        raise KeyProblemError(f"{shown} is a public key; the secret one is in the file NAME.key_secret beside it")
     if status.st_mode & (stat.S_IRWXO | (stat.S_IRWXG if status.st_uid == os.geteuid() else stat.S_IWGRP)):
         mode = stat.S_IMODE(status.st_mode)
         raise KeyProblemError(f"others may use the secret key {shown} (mode {mode:04o}): chmod 600 {shown}")
-    found = dict(_LINE.findall(text))
     secret = found.get("secret", text.strip())
     if not is_key(secret):
         raise KeyProblemError(f"{shown} holds no secret key; `multitower keys new NAME` writes NAME.key_secret")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ def keys() -> None:
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Write the files there.  [default: the current folder; a token is printed]",
+    help="Write the files there; it is made if it does not exist.  [default: the current folder; a token is printed]",
 )
 @click.option("--server", is_flag=True, help="The keys are a daemon's.")
 @click.option("--token", is_flag=True, help="Make a bearer token instead, for HTTP and gRPC.")
@@ -47,15 +48,25 @@ def keys() -> None:
 def new(name: str, out: Path | None, server: bool, token: bool, force: bool) -> None:
     """Make a pair of CURVE keys, or a token, for NAME.
 
-    Writes NAME.key_secret, which only its owner may read, and NAME.key; with --token and --out NAME.token. Prints what
-    belongs into the file of principals. A token without --out is printed once, and stored nowhere.
+    Writes NAME.key_secret, which only its owner may read, and NAME.key, which is public; with --token and --out
+    NAME.token. Prints what belongs into the file of principals. A token without --out is printed once, and stored
+    nowhere.
     """
     if server and token:
         raise click.UsageError("a daemon has keys, not a token: --server and --token exclude each other")
+    if not server:
+        _run(_refuse_reserved, name)
     if token:
         _run(_new_token, name, out, force=force)
     else:
         _run(_new_pair, name, out or Path(), server=server, force=force)
+
+
+def _refuse_reserved(name: str) -> None:
+    from multitower.supervisor.config.principals import RESERVED
+
+    if name in RESERVED:
+        raise ValueError(f"{name} is reserved: no principal may have this name")
 
 
 def _new_pair(name: str, folder: Path, *, server: bool, force: bool) -> None:
@@ -70,8 +81,15 @@ def _new_pair(name: str, folder: Path, *, server: bool, force: bool) -> None:
         click.echo(f"security:\n  curve:\n    secret_key: {written.secret_file.absolute()}")
         click.echo(f"# {written.public}")
     else:
-        click.echo("an entry for the daemon's file of principals, as `multitower keys add` writes it:", err=True)
+        click.echo(_to_add(name, f"--public-key '{written.public}'"), err=True)
+        click.echo("which adds this entry:", err=True)
         click.echo(snippet(Entry(name, ["infer"], public_key=written.public)), nl=False)
+
+
+def _to_add(name: str, credential: str) -> str:
+    """What to do with a new key or hash: a whole command, which a shell takes as it is."""
+    command = f"multitower keys add {name} --principals FILE --role infer {credential}"
+    return f"the operator of the daemon adds it to the file of principals with:\n{command}"
 
 
 def _new_token(name: str, folder: Path | None, *, force: bool) -> None:
@@ -85,7 +103,8 @@ def _new_token(name: str, folder: Path | None, *, force: bool) -> None:
     else:
         click.echo("the token, which is shown only now; clients send it as Authorization: Bearer TOKEN", err=True)
         click.echo(token)
-    click.echo("an entry for the daemon's file of principals, as `multitower keys add` writes it:", err=True)
+    click.echo(_to_add(name, f"--token-hash '{hashed}'"), err=True)
+    click.echo("which adds this entry:", err=True)
     click.echo(snippet(Entry(name, ["infer"], token_hash=str(hashed))), nl=False, err=folder is None)
 
 
@@ -116,7 +135,16 @@ def _show(file: Path) -> None:
 )
 @click.option("--role", "roles", type=click.Choice(_ROLES), multiple=True, help="What it may do. Repeatable.")
 @click.option("--public-key", metavar="KEY", help="Its public key, or the file of it.")
-@click.option("--token-hash", metavar="HASH", help="The hash of its token, as `keys new --token` prints it.")
+@click.option(
+    "--token-hash",
+    metavar="HASH",
+    help="The hash of its token, as `keys new --token` prints it. In single quotes: the shell replaces $.",
+)
+@click.option(
+    "--certificate",
+    is_flag=True,
+    help="It needs neither: it shows a certificate with NAME as its CN (gateway.tls.client_ca).",
+)
 @click.option(
     "--model", "models", multiple=True, metavar="NAME", help="A model that it may use, or a pattern.  [default: all]"
 )
@@ -132,11 +160,14 @@ def add(name: str, principals: Path, **given: Any) -> None:
       multitower keys add ana --principals principals.yaml --public-key ana.key --role infer --model 'resnet-*'
     """  # noqa: D301 - the escape keeps click from folding these lines
     if given["public_key"] is None and given["token_hash"] is None:
-        raise click.UsageError("pass --public-key, --token-hash, or both")
+        if given["rotate"]:
+            raise click.UsageError("--rotate needs --public-key, --token-hash, or both")
+        if not given["certificate"]:
+            raise click.UsageError("pass --public-key, --token-hash, or both; or --certificate")
     if given["rotate"] and (given["roles"] or given["models"] or given["max_outstanding"] or given["rate"]):
         raise click.UsageError("--rotate adds a key or a hash; edit the file to change the rest")
     if not given["rotate"] and not given["roles"]:
-        raise click.UsageError("pass --role: what NAME may do")
+        raise click.UsageError("pass --role for what NAME may do: infer, observe or operate; repeat it for several")
     _run(_add, name, principals, given)
 
 
@@ -149,7 +180,7 @@ def _add(name: str, path: Path, given: dict[str, Any]) -> None:
     if public_key is not None and (exists(public_key) or not is_key(public_key)):
         public_key = read_public_file(public_key)
     if given["token_hash"] is not None:
-        TokenHash.parse(given["token_hash"])
+        _check_hash(TokenHash.parse, given["token_hash"])
     rate: float | None = given["rate"]
     entry = Entry(
         name,
@@ -163,6 +194,15 @@ def _add(name: str, path: Path, given: dict[str, Any]) -> None:
     (rotate_entry if given["rotate"] else add_entry)(path, entry)
     click.echo(f"{path}: {name} has a further key" if given["rotate"] else f"{path}: {name} is added", err=True)
     click.echo("`multitower reload` makes a running daemon read it", err=True)
+
+
+def _check_hash(parse: Callable[[str], object], text: str) -> None:
+    try:
+        parse(text)
+    except ValueError as error:
+        if text.startswith("$scrypt$"):
+            raise
+        raise ValueError(f"{error} (put the hash in single quotes: the shell replaces $)") from None
 
 
 def _run(action: Any, *arguments: Any, **options: Any) -> None:

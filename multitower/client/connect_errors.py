@@ -78,6 +78,8 @@ def timed_out(endpoint: str, waited_s: float, *, by_name: bool) -> Finding:
 def no_answer(endpoint: str) -> Finding:
     """What is known where the connection opens and nothing answers."""
     message = f"something listens at {endpoint}, but it does not answer as a multitower daemon: {_BUSY}"
+    if endpoint.startswith("tcp://"):
+        message += ". Is this an address of `gateway`, for HTTP and gRPC? This client needs one of `listen`"
     return Finding(ConnectError.NO_ANSWER, message)
 
 

@@ -132,8 +132,10 @@ def _endpoints(value: object, info: ValidationInfo) -> tuple[str, ...]:
     context = context_of(info)
 
     def parse(item: object) -> str:
-        endpoint = parse_endpoint(item, context.folder, guarded=either(context.insecure, context.curve))
-        if context.security and context.curve is False and endpoint.startswith("tcp://"):
+        lacks_curve = context.security and context.curve is False
+        guarded = either(context.insecure, context.curve) if not lacks_curve else None
+        endpoint = parse_endpoint(item, context.folder, guarded=guarded)
+        if lacks_curve and endpoint.startswith("tcp://"):
             raise ValueError(f"{endpoint} needs `security.curve`: without it no client could show who it is")
         if endpoint in context.endpoints:
             raise ValueError(f"{endpoint} is listed twice")

@@ -21,13 +21,14 @@ from .fields import (
 )
 from .security import TlsConfig
 from .units import format_size, short_repr
-from .values import both, either, parse_endpoint
+from .values import Lacking, both, either, parse_endpoint
 
 UNIX: Final = "unix:"
 """The beginning of an address that is the path of a Unix socket."""
 
-NEEDED: Final = "security and gateway.tls"
-"""Without these, addresses that other machines can reach are refused."""
+EVERYTHING: Final = Lacking("encryption or authorisation", "security and gateway.tls")
+ENCRYPTION: Final = Lacking("encryption", "gateway.tls")
+AUTHORISATION: Final = Lacking("authorisation", "security")
 
 FEWEST_BODIES: Final = 2
 """Bodies of the largest size for which the memory of requests must have room."""
@@ -48,13 +49,14 @@ def address_of(endpoint: str) -> str:
     return f"{UNIX}{endpoint.removeprefix(_IPC)}" if endpoint.startswith(_IPC) else endpoint.removeprefix(_TCP)
 
 
-def parse_address(value: object, folder: Path, *, guarded: bool | None) -> str:
+def parse_address(value: object, folder: Path, *, guarded: bool | None, lacks: Lacking = EVERYTHING) -> str:
     """Parses an address to listen on: `HOST:PORT`, where the port may be `*`, or `unix:PATH`.
 
     Args:
         value: from YAML.
         folder: the configuration file's, where relative paths start.
         guarded: see `parse_endpoint`.
+        lacks: see `parse_endpoint`.
 
     Returns:
         The address, with an absolute path.
@@ -71,13 +73,13 @@ def parse_address(value: object, folder: Path, *, guarded: bool | None) -> str:
         path = value.removeprefix(UNIX)
         if not path or "\0" in path:
             raise ValueError(f"{short_repr(value)} must name a file, as in unix:/run/multitower/http.sock")
-        return address_of(parse_endpoint(f"{_IPC}{path}", folder, guarded=guarded, needed=NEEDED))
+        return address_of(parse_endpoint(f"{_IPC}{path}", folder, guarded=guarded, lacks=lacks))
     host, colon, port = value.rpartition(":")
     if not colon or not host or not (port == "*" or port.isdecimal()):
         raise ValueError(f"{short_repr(value)} must be {forms}")
     if ":" in host and not host.startswith("["):
         raise ValueError(f"{short_repr(value)}: an IPv6 address is written in brackets and quotes, as in '[::1]:8000'")
-    return address_of(parse_endpoint(f"{_TCP}{value}", folder, guarded=guarded, needed=NEEDED))
+    return address_of(parse_endpoint(f"{_TCP}{value}", folder, guarded=guarded, lacks=lacks))
 
 
 def _addresses(value: object, info: ValidationInfo) -> tuple[str, ...]:
@@ -86,8 +88,10 @@ def _addresses(value: object, info: ValidationInfo) -> tuple[str, ...]:
     found: set[str] = set()
     guarded = either(context.insecure, both(context.security, context.tls))
 
+    lacks = ENCRYPTION if context.security else AUTHORISATION if context.tls else EVERYTHING
+
     def parse(item: object) -> str:
-        address = parse_address(item, context.folder, guarded=guarded)
+        address = parse_address(item, context.folder, guarded=guarded, lacks=lacks)
         if address in found:
             raise ValueError(f"{address} is listed twice")
         found.add(address)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -181,7 +181,7 @@ class _Entry(Section):
     )
     roles: Annotated[frozenset[Role], PlainValidator(_roles)]
     models: Annotated[tuple[str, ...] | None, PlainValidator(_models)] = key(
-        None, "The models on which it may: names, or patterns such as resnet-*; by default all."
+        None, "The models that it may use: names, or patterns such as resnet-*; by default all."
     )
     max_outstanding: Count | None = key(None, "Requests without a reply that it may have at a time.")
     rate: Annotated[float | None, PlainValidator(_rate)] = key(None, "Requests per second.")
@@ -221,6 +221,14 @@ class _File(Section):
 
 _TREE: Final = key_tree(_File)
 
+_REQUIRED: Final = {"principals": "a list of principals, or [] for none", "name": "a name", "roles": "a list of roles"}
+
+
+def _without_default(problem: Problem) -> Problem:
+    """The problem of a setting without a value, in words that suit one that has no default."""
+    wanted = _REQUIRED.get(str(problem.location[-1]))
+    return problem if wanted is None else replace(problem, message=f"has no value; it must have {wanted}")
+
 
 def read_principals(path: Path) -> Principals:
     """Reads a file of principals. It may block.
@@ -233,12 +241,14 @@ def read_principals(path: Path) -> Principals:
         ConfigError: its contents are wrong; the error holds all problems, with lines and columns.
     """
     reader = Reader(str(path))
-    root = reader.read(read_list(path, "the principals"))
+    root = reader.read(read_list(path, "the principals", "multitower keys add NAME --principals FILE"))
     if not isinstance(root.value, dict):
         message = "must be a mapping with the key principals, a list"
+        if isinstance(root.value, list):
+            message = "the entries belong below a line `principals:`"
         raise ConfigError([Problem(root.position, (), message), *reader.problems])
     data, problems = drop_empty_keys(root, _TREE)
-    problems = [*reader.problems, *problems]
+    problems = [*reader.problems, *map(_without_default, problems)]
     try:
         file = _File.model_validate(data)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from typing import Final
 
 import zmq
 
+from multitower.account_names import user_name
 from multitower.curve_keys import KEY_CHARACTERS, is_key
 
 from .units import printable
@@ -38,34 +39,41 @@ class CurveKeys:
     secret: str = field(repr=False)
 
 
-def read_secret(path: Path, what: str) -> str:
+def read_secret(path: Path, what: str, made_by: str | None = None) -> str:
     """Reads a file that only its owner may read. It may block.
 
     Args:
         path: the file.
         what: it holds, for messages.
+        made_by: the command that writes such a file, for messages.
 
     Raises:
         GuardedFileError: it is missing, unreadable or empty, is no regular file, belongs to another user than this
             process's or root, or other users may use it.
     """
-    text = _read(path, what, forbidden=_OTHERS, limit=MAX_SECRET_BYTES)
+    wanted = _wanted(what, made_by)
+    text = _read(path, wanted, forbidden=_OTHERS, limit=MAX_SECRET_BYTES)
     if not text.strip():
-        raise GuardedFileError(f"{printable(path)} is empty; it must hold {what}")
+        raise GuardedFileError(f"{printable(path)} is empty; it must hold {wanted}")
     return text
 
 
-def read_list(path: Path, what: str) -> str:
+def read_list(path: Path, what: str, made_by: str | None = None) -> str:
     """Reads a file that only its owner may write. It may block.
 
     Args:
         path: the file.
         what: it holds, for messages.
+        made_by: the command that writes such a file, for messages.
 
     Raises:
         GuardedFileError: as for `read_secret`, but others may read it, and it may be empty.
     """
-    return _read(path, what, forbidden=_WRITABLE_BY_OTHERS, limit=MAX_LIST_BYTES)
+    return _read(path, _wanted(what, made_by), forbidden=_WRITABLE_BY_OTHERS, limit=MAX_LIST_BYTES)
+
+
+def _wanted(what: str, made_by: str | None) -> str:
+    return what if made_by is None else f"{what}; `{made_by}` makes one"
 
 
 def read_curve_keys(path: Path) -> CurveKeys:
@@ -74,7 +82,12 @@ def read_curve_keys(path: Path) -> CurveKeys:
     Raises:
         GuardedFileError: see `read_secret`; or it is no such certificate.
     """
-    found = dict(_CERTIFICATE_KEY.findall(read_secret(path, "a CURVE secret key")))
+    if _is_public_half(path):
+        raise GuardedFileError(
+            f"{printable(path)} is a public key; the secret one is in the file NAME.key_secret beside it"
+        )
+    made_by = "multitower keys new NAME --server --out FOLDER"
+    found = dict(_CERTIFICATE_KEY.findall(read_secret(path, "a CURVE secret key", made_by)))
     secret = found.get("secret")
     if secret is None:
         raise GuardedFileError(
@@ -89,6 +102,15 @@ def read_curve_keys(path: Path) -> CurveKeys:
     if found.get("public", public) != public:
         raise GuardedFileError(f"{printable(path)}: public-key and secret-key are no pair")
     return CurveKeys(public, secret)
+
+
+def _is_public_half(path: Path) -> bool:
+    """Whether a file holds a public key alone. Its mode is right for that, so the mode must not be what is reported."""
+    try:
+        found = dict(_CERTIFICATE_KEY.findall(_read(path, "", forbidden=0, limit=MAX_SECRET_BYTES)))
+    except GuardedFileError:
+        return False  # `read_secret` says why
+    return "public" in found and "secret" not in found
 
 
 def check_key(key: str) -> None:
@@ -110,6 +132,8 @@ def _read(path: Path, what: str, *, forbidden: int, limit: int) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise GuardedFileError(f"{name} does not exist; it must hold {what}") from None
+    except PermissionError as error:
+        raise GuardedFileError(f"{name} cannot be read{_why_not(path, error, forbidden)}") from None
     except (OSError, ValueError) as error:
         raise GuardedFileError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
@@ -126,6 +150,17 @@ def _read(path: Path, what: str, *, forbidden: int, limit: int) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise GuardedFileError(f"{name} is not UTF-8") from None
+
+
+def _why_not(path: Path, error: PermissionError, forbidden: int) -> str:
+    """Whose a file is that this process may not read, and what to do about it."""
+    user = user_name(os.geteuid())
+    try:
+        status = path.stat()
+    except OSError:
+        return f" by user {user}: {error.strerror}, for one of the folders above it"
+    belongs = f" by user {user} (it is {user_name(status.st_uid)}'s, mode {stat.S_IMODE(status.st_mode):04o})"
+    return f"{belongs}: chown {user} {path}" if forbidden == _OTHERS else f"{belongs}: chmod 0644 {path}"
 
 
 def _check_owner(status: os.stat_result, name: str, forbidden: int) -> None:

@@ -93,6 +93,8 @@ def _check_private_key(path: Path, certificate: Path | None) -> None:
     try:
         context.load_cert_chain(certificate, path, password=_no_password)
     except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"{printable(path)} does not belong to the certificate {printable(certificate)}") from None
         why = (error.reason or "").replace("_", " ").lower()
         raise ValueError(f"{printable(path)} cannot be used with {printable(certificate)}: {why}") from None
     except OSError as error:
@@ -100,7 +102,10 @@ def _check_private_key(path: Path, certificate: Path | None) -> None:
 
 
 def _no_password() -> str:
-    raise ValueError("the private key is encrypted; nobody is there to enter its password")
+    raise ValueError(
+        "the private key is encrypted; nobody is there to enter its password: `openssl pkey -in KEY -out PLAIN` writes "
+        "it without one"
+    )
 
 
 _FILE = WithJsonSchema({"type": "string", "minLength": 1})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from multitower.file_contents import is_file_of_saved_model
 from multitower.format_registry import FILE_SUFFIXES, recognize_contents
@@ -103,7 +103,17 @@ def both(one: bool | None, other: bool | None) -> bool | None:
     return None if one is None or other is None else True
 
 
-def parse_endpoint(value: object, folder: Path, *, guarded: bool | None, needed: str = "security.curve") -> str:
+class Lacking(NamedTuple):
+    """What an address lacks, and the settings that give it."""
+
+    what: str
+    settings: str
+
+
+CURVE: Final = Lacking("encryption or authorisation", "security.curve")
+
+
+def parse_endpoint(value: object, folder: Path, *, guarded: bool | None, lacks: Lacking = CURVE) -> str:
     """Parses a ZeroMQ endpoint to bind.
 
     Args:
@@ -111,7 +121,7 @@ def parse_endpoint(value: object, folder: Path, *, guarded: bool | None, needed:
         folder: the configuration file's, where relative ipc paths start.
         guarded: whether addresses that other machines can reach are allowed, by `security` or by `insecure`; None if a
             setting that decides it is wrong itself.
-        needed: the settings that allow them.
+        lacks: what addresses that other machines can reach lack if they are not guarded.
     """
     if not isinstance(value, str):
         raise ValueError(f"must be an endpoint, as in tcp://127.0.0.1:5555, not {short_repr(value)}")
@@ -127,8 +137,8 @@ def parse_endpoint(value: object, folder: Path, *, guarded: bool | None, needed:
         raise ValueError(f"the port {port} must be 1 to 65535, or * for any free one")
     if guarded is False and not is_loopback(host):
         raise ValueError(
-            f"{host} can be reached from other machines, without encryption or authorisation; "
-            f"use 127.0.0.1, add {needed}, or set 'insecure: true' to allow it"
+            f"{host} can be reached from other machines, without {lacks.what}; "
+            f"use 127.0.0.1, add {lacks.settings}, or set 'insecure: true' to allow it"
         )
     return value
 

@@ -22,6 +22,11 @@ INTERFACES: Final = ("http", "grpc")
 GATEWAY: Final = "gateway"
 """The interface of the gateway's own endpoint, and of its clients where it does not say what they speak."""
 
+_HINTS: Final = {
+    Failure.MALFORMED_TOKEN: "a token has the form NAME.SECRET",
+    Failure.UNKNOWN_CERTIFICATE: "no principal has the name (CN) of this certificate",
+}
+
 Done = Callable[[dict[str, Any] | MultitowerError], None]
 """Takes the header of the reply, or an error."""
 
@@ -95,9 +100,11 @@ class Authenticator:
 
 
 def _error(refusal: Refusal) -> MultitowerError:
-    # The same words whatever is wrong.
+    # The same words for an unknown name and for a wrong secret. The form of a token and the name in a certificate are
+    # known to whoever shows them.
     if refusal.retry_after_s is None:
-        return make(Reason.UNAUTHENTICATED, "the credentials are not valid")
+        hint = _HINTS.get(refusal.failure)
+        return make(Reason.UNAUTHENTICATED, "the credentials are not valid" + (f": {hint}" if hint else ""))
     message = "too many credentials wait to be verified, or were wrong"
     retry_after_ms = max(1, round(refusal.retry_after_s * 1000))
     return make(Reason.QUEUE_FULL, message, limit="authentication", retry_after_ms=retry_after_ms)

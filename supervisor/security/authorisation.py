@@ -11,9 +11,19 @@ from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.trace_context import split_header
 
+from ..config.principals import Role
 from .operation_table import OPERATIONS, Operation, Scope
 from .peers import Peer
 
+_UNKNOWN: Final = (
+    "this needs credentials that the daemon knows: is the key or token of this client in the file of principals, and "
+    "still there?"
+)
+_WHERE: Final = {
+    Scope.MODEL: "on this model",
+    Scope.MODEL_OR_DAEMON: "on this model, or for the whole daemon",
+    Scope.DAEMON: "for the whole daemon",
+}
 _INFER: Final = OPERATIONS[wire.INFER]
 
 
@@ -39,7 +49,9 @@ class Authorisation:
             return None  # a request that has to name a model and does not is malformed
         if scope is not Scope.DAEMON and model is not None and peer.may_use(model):
             return None
-        return _forbidden(operation)
+        # The same words whether there is such a model or not.
+        why = f"{_WHERE[scope]}: its list of models does not allow it"
+        return make(Reason.FORBIDDEN, f"{_named(peer)} may not do `{operation.name}` {why}")
 
     def check_infer(self, peer: Peer, header: bytes) -> MultitowerError | None:
         """Decides about a request for inference.
@@ -79,11 +91,12 @@ class Authorisation:
         if operation is not None and operation.open:
             return None
         if not peer.authenticated:
-            return make(Reason.UNAUTHENTICATED, "this needs credentials that the daemon knows")
+            return make(Reason.UNAUTHENTICATED, _UNKNOWN)
         # A kind that does not exist is answered as such, to those who are known.
         if operation is None or not operation.roles.isdisjoint(peer.roles):
             return None
-        return _forbidden(operation)
+        roles = " or ".join(role.value for role in Role if role in operation.roles)
+        return make(Reason.FORBIDDEN, f"{_named(peer)} may not do `{operation.name}`: it needs the role {roles}")
 
 
 def without_names(peer: Peer, error: MultitowerError) -> MultitowerError:
@@ -93,6 +106,5 @@ def without_names(peer: Peer, error: MultitowerError) -> MultitowerError:
     return make(Reason.MODEL_UNKNOWN, "there is no such model", field="model_name")
 
 
-def _forbidden(operation: Operation) -> MultitowerError:
-    # The same words whatever is missing, and whether there is such a model or not.
-    return make(Reason.FORBIDDEN, f"you may not do this ({operation.name}), or not on this model")
+def _named(peer: Peer) -> str:
+    return f"principal {peer.name}" if peer.principal is not None else f"this user ({peer.name})"

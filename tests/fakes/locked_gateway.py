@@ -170,7 +170,7 @@ def call(services: Services, row: GrpcRow, model: str, token: str | None) -> str
         answer = method(sent, timeout=STEP_S, metadata=metadata)
         if row.name == "ModelStreamInfer":
             (only,) = answer
-            return FORBIDDEN if "you may not do this" in only.error_message else FREE
+            return FORBIDDEN if "may not do" in only.error_message else FREE
         if row.name == "Watch":
             next(iter(answer))
             answer.cancel()

@@ -87,16 +87,20 @@ def test_a_kind_that_does_not_exist_is_told_to_those_who_are_known() -> None:
     assert Authorisation().check(Peer("somebody", [Role.INFER], ["mine"]), None, None) is None
 
 
-def test_the_refusal_is_the_same_for_any_model_and_any_cause() -> None:
-    infer = OPERATIONS[wire.INFER]
-    without_role, without_model = Peer("one", [Role.OBSERVE]), Peer("other", [Role.INFER], ["mine"])
-    refusals = {
-        str(Authorisation().check(peer, infer, model))
-        for peer in (without_role, without_model)
-        for model in ("theirs", "none-such")
-    }
-    assert len(refusals) == 1
-    assert "theirs" not in refusals.pop()
+@pytest.mark.parametrize(
+    ("peer", "kind", "words"),
+    [
+        (Peer("one", [Role.OBSERVE]), wire.INFER, "one) may not do `infer`: it needs the role infer"),
+        (Peer("one", [Role.INFER]), wire.STATUS, "`status`: it needs the role observe or operate"),
+        (Peer("one", [Role.INFER], ["mine"]), wire.INFER, "`infer` on this model: its list of models does not"),
+        (Peer("one", [Role.OBSERVE], ["mine"]), wire.METRICS, "`metrics` for the whole daemon: its list of models"),
+    ],
+)
+def test_the_refusal_says_why_and_is_the_same_for_any_model(peer: Peer, kind: bytes, words: str) -> None:
+    refusals = {str(Authorisation().check(peer, OPERATIONS[kind], model)) for model in ("theirs", "none-such")}
+    (refusal,) = refusals
+    assert words in refusal
+    assert "theirs" not in refusal
 
 
 def test_a_slot_concerns_the_daemon_also_beside_a_model() -> None:

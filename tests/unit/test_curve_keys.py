@@ -72,11 +72,17 @@ def test_a_group_may_read_a_secret_key_of_another_user_but_not_write_it(tmp_path
         read_secret_file(path)
 
 
+def test_a_public_key_in_place_of_the_secret_one_is_told_apart_before_its_mode(tmp_path: Path) -> None:
+    path = write(tmp_path / "k.key", curve_keys.certificate(PAIR.public), 0o644)
+    with pytest.raises(KeyProblemError, match="is a public key; the secret one is in"):
+        read_secret_file(path)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "holds no secret key"),
-        (curve_keys.certificate(PAIR.public), "holds no secret key"),
+        (curve_keys.certificate(PAIR.public), "is a public key; the secret one is in the file NAME.key_secret"),
         (curve_keys.certificate(PAIR.public, PAIR.secret[:-1]), "holds no secret key"),
         (curve_keys.certificate(curve_keys.new_pair().public, PAIR.secret), "are no pair"),
         ("x" * 100_000, "too large"),

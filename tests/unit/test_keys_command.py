@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -91,12 +92,48 @@ def test_a_link_in_place_of_the_secret_file_is_not_followed(tmp_path: Path) -> N
     assert not (tmp_path / "ana.key").exists()
 
 
-def test_a_folder_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
-    result = run("new", "ana", "--out", tmp_path / "none")
+@pytest.mark.parametrize("kind", [(), ("--token",)])
+def test_a_folder_that_does_not_exist_is_made_for_its_owner_only(tmp_path: Path, kind: tuple[str, ...]) -> None:
+    folder = tmp_path / "new" / "folder"
+    assert run("new", "ana", "--out", folder, *kind).exit_code == 0
+    assert mode_of(folder) == 0o700
+    assert any(folder.iterdir())
+    tmp_path.chmod(0o755)
+    assert run("new", "ana", "--out", tmp_path, *kind).exit_code == 0
+    assert mode_of(tmp_path) == 0o755, "a folder that exists stays as it is"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("new", "ana", "--out", tmp_path / "file" / "folder")
     assert result.exit_code == 1
-    assert result.stderr.splitlines() == [
-        f"multitower: cannot write {tmp_path}/none/ana.key: No such file or directory"
-    ]
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"multitower: cannot make the folder {tmp_path}/file/folder: ")
+
+
+@pytest.mark.parametrize("kind", [(), ("--token", "--out", "."), ("--token",)])
+def test_the_command_that_adds_a_new_key_or_token_works_in_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = run("new", "ana", *kind).stderr
+    (command,) = [line for line in printed.splitlines() if line.startswith("multitower keys add")]
+    # As a shell expands it: a hash has dollar signs.
+    words = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert run(*words[2:]).exit_code == 0, words
+    (entry,) = read(tmp_path / "FILE")
+    assert (entry["name"], entry["roles"]) == ("ana", ["infer"])
+    assert ("token_hash" if kind else "public_key") in entry
+
+
+def test_a_name_that_no_principal_may_have_gets_no_key(tmp_path: Path) -> None:
+    result = run("new", "gateway", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "gateway is reserved" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert run("new", "gateway", "--server", "--out", tmp_path).exit_code == 0, "a daemon's key has no such limits"
 
 
 def test_the_keys_of_a_daemon_come_with_its_configuration(tmp_path: Path) -> None:
@@ -194,14 +231,20 @@ def test_an_entry_is_added_and_every_other_line_stays(tmp_path: Path) -> None:
     assert mode_of(path) == 0o640
 
 
-def test_the_file_is_made_for_its_owner_only_if_there_is_none(tmp_path: Path) -> None:
+def test_a_principal_of_a_certificate_needs_neither_key_nor_hash(tmp_path: Path) -> None:
+    path = tmp_path / "principals.yaml"
+    assert run("add", "ana", "--principals", path, "--certificate", "--role", "infer").exit_code == 0
+    assert read(path) == [{"name": "ana", "roles": ["infer"]}]
+
+
+def test_the_file_is_made_readable_for_the_daemons_user_if_there_is_none(tmp_path: Path) -> None:
     run("new", "ana", "--out", tmp_path)
     path = tmp_path / "principals.yaml"
     result = run("add", "ana", "--principals", path, "--public-key", tmp_path / "ana.key", "--role", "operate")
     assert result.exit_code == 0, result.output
     public = read_secret_file(tmp_path / "ana.key_secret").public
     assert read(path) == [{"name": "ana", "public_key": public, "roles": ["operate"]}]
-    assert mode_of(path) == 0o600
+    assert mode_of(path) == 0o644
     assert path.read_text().startswith("# Who may do what.")
     assert "- name: ana" in path.read_text()
 
@@ -224,7 +267,7 @@ def test_a_second_key_is_added_beside_the_first_and_a_third_too(tmp_path: Path) 
     [
         (["ana", "--public-key", PUBLIC, "--role", "infer"], "has a principal ana; --rotate"),
         (["new", "--public-key", "nonsense", "--role", "infer"], "cannot read the key nonsense"),
-        (["new", "--token-hash", "hunter2", "--role", "infer"], "must look like"),
+        (["new", "--token-hash", "hunter2", "--role", "infer"], "in single quotes: the shell replaces $"),
         (["new", "--public-key", PUBLIC, "--rotate"], "has no principal new"),
         (["new", "--public-key", FILE.split('"')[1], "--role", "infer"], "this public key already"),
         # What the daemon's own reader refuses.
@@ -252,8 +295,9 @@ def test_a_refused_entry_changes_nothing(words: list[str], cause: str, tmp_path:
         ["ana", "--public-key", PUBLIC],
         ["ana", "--public-key", PUBLIC, "--role", "admin"],
         ["ana", "--public-key", PUBLIC, "--role", "infer", "--rotate"],
+        ["ana", "--certificate", "--rotate"],
     ],
-    ids=range(4),
+    ids=range(5),
 )
 def test_options_that_do_not_suffice_or_go_together_are_refused(words: list[str], tmp_path: Path) -> None:
     path = tmp_path / "principals.yaml"
@@ -266,7 +310,7 @@ def test_options_that_do_not_suffice_or_go_together_are_refused(words: list[str]
     [
         ("principals: {", ":1:14: this is not YAML"),
         ("models: []\n", "is no file of principals"),
-        ("- a\n", "is no file"),
+        ("- a\n", "its entries belong below a line `principals:`"),
     ],
 )
 def test_what_is_no_file_of_principals_stays_as_it_is(text: str, cause: str, tmp_path: Path) -> None:

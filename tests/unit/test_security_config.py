@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -72,7 +74,9 @@ def test_the_section_names_keys_and_principals(folder: Path) -> None:
         (("listen: tcp://0.0.0.0:1",), "0.0.0.0 can be reached from other machines, without encryption"),
         (("listen: tcp://0.0.0.0:1",), "add security.curve, or set 'insecure: true'"),
         (("gateway: {http: '0.0.0.0:1'}",), "add security and gateway.tls, or set 'insecure: true'"),
-        ((f"gateway: {{http: '0.0.0.0:1', {TLS}}}",), "0.0.0.0 can be reached"),
+        ((f"gateway: {{http: '0.0.0.0:1', {TLS}}}",), "without authorisation; use 127.0.0.1, add security, or"),
+        ((SECURITY, "gateway: {http: '0.0.0.0:1'}"), "without encryption; use 127.0.0.1, add gateway.tls, or"),
+        ((LIST, "listen: tcp://0.0.0.0:1"), "tcp://0.0.0.0:1 needs `security.curve`: without it no client could show"),
         ((SECURITY, "gateway: {http: '0.0.0.0:1'}"), "x.yaml:3:17: gateway.http: 0.0.0.0 can be reached"),
         (
             (SECURITY, "gateway: {http: '0.0.0.0:1', tls: {certificate: none, private_key: private_key.pem}}"),
@@ -88,7 +92,7 @@ def test_what_is_refused(lines: tuple[str, ...], problem: str) -> None:
     assert problem in refused(*lines)
 
 
-def test_a_wrong_lock_is_not_reported_as_a_missing_one() -> None:
+def test_a_wrong_key_is_not_reported_as_a_missing_one() -> None:
     Path("server.key_secret").chmod(0o644)
     message = refused(SECURITY, "listen: tcp://0.0.0.0:5555", f"gateway: {{http: '0.0.0.0:1', {TLS}}}")
     assert "others may use" in message
@@ -119,6 +123,37 @@ def test_a_secret_that_others_may_use_is_refused(name: str, lines: tuple[str, ..
     assert f"(mode {mode:04o}): chmod 0600" in refused(*lines)
 
 
+def test_a_public_key_in_place_of_the_secret_one_is_told_apart_before_its_mode() -> None:
+    Path("server.key_secret").write_text(f'public-key = "{KEY}"\n')
+    Path("server.key_secret").chmod(0o644)
+    assert "is a public key" in refused(SECURITY)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(
+    ("name", "mode", "words"),
+    [
+        ("server.key_secret", 0o600, "cannot be read by user nobody (it is root's, mode 0600): chown nobody "),
+        ("principals.yaml", 0o600, "cannot be read by user nobody (it is root's, mode 0600): chmod 0644 "),
+        ("principals.yaml", None, "by user nobody: Permission denied, for one of the folders above it"),
+    ],
+)
+def test_a_file_that_only_root_can_read_says_how_to_let_the_daemons_user(
+    name: str, mode: int | None, words: str
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own folders admit nobody
+        path = Path(shutil.copy(name, folder))
+        path.chmod(mode or 0o644)
+        Path(folder).chmod(0o755 if mode is not None else 0o700)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(GuardedFileError) as error:
+                read_curve_keys(path) if name == "server.key_secret" else read_principals(path)
+        finally:
+            os.seteuid(0)
+        assert words in str(error.value)
+
+
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o664, 0o666])
 def test_principals_that_others_may_write_are_refused(mode: int) -> None:
     Path("principals.yaml").chmod(mode)
@@ -141,8 +176,9 @@ def test_a_file_that_is_no_regular_one_is_refused_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "is empty"),
+        ("", "`multitower keys new NAME --server --out FOLDER` makes one"),
         (" \n", "is empty"),
+        (f'public-key = "{KEY}"', "is a public key; the secret one is in the file NAME.key_secret beside it"),
         ("secret", 'has no line secret-key = "…"'),
         ('secret-key = "short"', "no key of 40 characters"),
         (f'secret-key = "{"#" * 40}"', "no key of 40 characters"),
@@ -230,9 +266,9 @@ def test_a_wrong_principal_is_refused_with_its_position(entry: str, problem: str
     ("text", "problem"),
     [
         ("", "must be a mapping with the key principals, a list"),
-        ("[]", "must be a mapping"),
+        ("[]", "the entries belong below a line `principals:`"),
         ("{}", "the key 'principals' is missing"),
-        ("principals:", "1:1: principals: has no value"),
+        ("principals:", "1:1: principals: has no value; it must have a list of principals, or [] for none"),
         ("principals: 1", "1:13: principals: must be a list"),
         ("principals: [", "is not valid YAML"),
     ],

@@ -50,7 +50,10 @@ pub fn load(settings: &TlsSettings, tokens: bool) -> Result<ServerConfig, String
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| {
         let (certificate, key) = (settings.certificate.display(), settings.private_key.display());
-        format!("{certificate} and {key} cannot be used together: {error}")
+        match error {
+            rustls::Error::InconsistentKeys(_) => format!("{key} does not belong to the certificate {certificate}"),
+            _ => format!("{certificate} and {key} cannot be used together: {error}"),
+        }
     })?;
     if settings.client_ca.is_some() {
         // A session that is resumed is not asked for its certificate again, which may have expired meanwhile.
@@ -87,8 +90,12 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let text = read(path, true)?;
-    PrivateKeyDer::from_pem_slice(&text)
-        .map_err(|_| format!("{} has no private key in PEM, or one with a password", path.display()))
+    PrivateKeyDer::from_pem_slice(&text).map_err(|_| {
+        format!(
+            "{} has no private key in PEM, or one with a password: `openssl pkey -in KEY -out PLAIN` writes it without",
+            path.display()
+        )
+    })
 }
 
 fn read(path: &Path, secret: bool) -> Result<Vec<u8>, String> {

@@ -129,7 +129,7 @@ impl Tls {
             Ok(Ok(stream)) => return Some(stream),
             // A client that connects and goes, such as a load balancer's check.
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-            Ok(Err(error)) => self.report(&error.to_string(), from),
+            Ok(Err(error)) => self.report(&cause_of(&error), from),
             Err(_) => self.report(&format!("it took more than {} s", self.limit.as_secs_f64()), from),
         }
         None
@@ -167,6 +167,20 @@ impl Tls {
             std::mem::take(&mut failures.count)
         };
         log::warning("TLS handshakes have failed", json!({"count": count, "cause": cause, "from": from}));
+    }
+}
+
+/// Why a handshake has failed, as a sentence. What rustls passes on from webpki has the form of Rust's debugger.
+fn cause_of(error: &io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
+            // The type is webpki's, which is no dependency of its own.
+            if format!("{other:?}").contains("CaUsedAsEndEntity") {
+                return "the client's certificate is that of an authority, not of a client".to_owned();
+            }
+            format!("the client's certificate cannot be used: {other}")
+        }
+        _ => error.to_string(),
     }
 }
 

@@ -92,6 +92,20 @@ async fn certificates_of_clients_are_verified_and_name_them() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_cannot_be_used_is_said_in_words() {
+    let certificates = Certificates::new();
+    // A client that shows the certificate of an authority.
+    let (near, far) = duplex(64 << 10);
+    let connector = client(&certificates, Some("ca"), &[]);
+    let acceptor = TlsAcceptor::from(Arc::new(files::load(&certificates.settings(true), true).unwrap()));
+    let connect = connector.connect(ServerName::try_from("localhost").unwrap(), near);
+    let (_, outcome) = tokio::join!(connect, acceptor.accept(far));
+    let error = outcome.err().unwrap();
+    assert_eq!(cause_of(&error), "the client's certificate is that of an authority, not of a client");
+    assert_eq!(cause_of(&io::Error::other("broken")), "broken");
+}
+
+#[tokio::test]
 async fn changed_files_are_used_once_they_are_whole_and_fit() {
     let certificates = Certificates::new();
     certificates.issue("next", "/CN=localhost");
@@ -136,7 +150,7 @@ fn what_cannot_be_used_is_said_without_its_content() {
         ("server.pem", Some("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"), "is not valid PEM"),
         ("server.key", Some(secret), "has no private key in PEM"),
         ("server.key", Some(""), "has no private key in PEM"),
-        ("server.key", None, "cannot be used together"),
+        ("server.key", None, "does not belong to the certificate"),
         ("ca.pem", Some(secret), "has no certificate in PEM"),
     ] {
         let before = std::fs::read(certificates.path(file)).unwrap();

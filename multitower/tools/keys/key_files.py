@@ -13,6 +13,8 @@ from multitower.tools.replaced_file import replaced_file
 
 SECRET_MODE: Final = 0o600
 PUBLIC_MODE: Final = 0o644
+FOLDER_MODE: Final = 0o700
+"""Of a folder that is made."""
 
 
 class WrittenPair(NamedTuple):
@@ -34,7 +36,7 @@ def write_pair(name: str, folder: Path, *, replace: bool) -> WrittenPair:
 
     Args:
         name: of the files.
-        folder: where they are written.
+        folder: where they are written. It is made if it does not exist, for this user only.
         replace: whether files that exist are replaced.
 
     Raises:
@@ -47,6 +49,7 @@ def write_pair(name: str, folder: Path, *, replace: bool) -> WrittenPair:
         raise ToolError(str(error)) from None
     if not replace:
         _refuse_existing(secret_file, public_file)
+    _make(folder)
     _write(public_file, certificate(pair.public), PUBLIC_MODE, replace=replace)
     try:
         _write(secret_file, certificate(pair.public, pair.secret), SECRET_MODE, replace=replace)
@@ -58,7 +61,7 @@ def write_pair(name: str, folder: Path, *, replace: bool) -> WrittenPair:
 
 
 def write_token(name: str, folder: Path, token: str, *, replace: bool) -> Path:
-    """Writes a bearer token into NAME.token, and returns its path.
+    """Writes a bearer token into NAME.token, and returns its path. The folder is made as by `write_pair`.
 
     Raises:
         ToolError: the file exists already, or cannot be written.
@@ -66,6 +69,7 @@ def write_token(name: str, folder: Path, token: str, *, replace: bool) -> Path:
     path = folder / f"{name}.token"
     if not replace:
         _refuse_existing(path)
+    _make(folder)
     _write(path, f"{token}\n", SECRET_MODE, replace=replace)
     return path
 
@@ -73,7 +77,19 @@ def write_token(name: str, folder: Path, token: str, *, replace: bool) -> Path:
 def _refuse_existing(*paths: Path) -> None:
     for path in paths:
         if os.path.lexists(path):
-            raise ToolError(f"{path} exists already: choose another name or folder, or replace it with --force")
+            raise ToolError(
+                f"{path} exists already: write a new one into another folder with --out, or pass --force, which "
+                "destroys this one"
+            )
+
+
+def _make(folder: Path) -> None:
+    try:
+        if not folder.is_dir():
+            folder.mkdir(FOLDER_MODE, parents=True)
+            folder.chmod(FOLDER_MODE)  # whatever the umask is
+    except OSError as error:
+        raise ToolError(f"cannot make the folder {folder}: {error.strerror or error}") from None
 
 
 def _write(path: Path, text: str, mode: int, *, replace: bool) -> None:

@@ -25,7 +25,8 @@ from multitower.supervisor.config.source import ConfigError
 from multitower.tools.errors import ToolError
 from multitower.tools.replaced_file import replaced_file
 
-NEW_MODE: Final = 0o600
+NEW_MODE: Final = 0o644
+"""The daemon reads the file as its own user, and it holds no secrets: hashes are of tokens that nobody can guess."""
 KEY: Final = "principals"
 HEAD: Final = "# Who may do what. `multitower keys add` adds an entry; `multitower reload` reads the file again.\n"
 
@@ -172,6 +173,8 @@ def _parse(path: Path, text: str) -> tuple[Any, int | None, int | None]:
 
 def _entries(path: Path, document: Any) -> Any:
     listed = document.get(KEY) if isinstance(document, dict) else None
+    if isinstance(document, list):
+        raise ToolError(f"{path} is no file of principals: its entries belong below a line `{KEY}:`")
     if not isinstance(listed, list) or not all(isinstance(present, dict) for present in listed):
         raise ToolError(f"{path} is no file of principals: it must have the key {KEY} with a list of mappings")
     if not listed and isinstance(listed, CommentedSeq):
