@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from multitower.lent_memory import lend
+
 
 class Buffers:
     """Buffers by their size. Any number of threads may allocate some.
@@ -44,7 +46,7 @@ class Buffers:
                 self.free_bytes -= rounded
         if memory is None:
             memory = np.empty(rounded, np.uint8)
-        return np.asarray(_Loan(memory, self._returned)).data[:size]
+        return lend(memory, self._returned)[:size]
 
     def _collect_returned(self) -> None:
         while self._returned:
@@ -58,17 +60,3 @@ class Buffers:
                 self.free_bytes = 0
             self._free.setdefault(size, []).append(memory)
             self.free_bytes += size
-
-
-class _Loan:
-    """What all views of an allocated buffer refer to. When it is deleted, the buffer returns."""
-
-    __slots__ = ("__array_interface__", "_memory", "_returned")
-
-    def __init__(self, memory: np.ndarray[Any, Any], returned: deque[np.ndarray[Any, Any]]) -> None:
-        self._memory = memory
-        self._returned = returned
-        self.__array_interface__ = memory.__array_interface__
-
-    def __del__(self) -> None:
-        self._returned.append(self._memory)

@@ -19,7 +19,7 @@ PACKAGES: Final = (
 """All of their modules, except:"""
 
 EXCEPTIONS: Final = (
-    "multitower.supervisor.scheduling.areas",  # a compiled class cannot be referred to weakly
+    "multitower.supervisor.scheduling.region",  # a compiled class cannot be referred to weakly
 )
 
 MODULES: Final = (
@@ -39,6 +39,8 @@ MODULES: Final = (
     "multitower.worker.model_caller",
     "multitower.worker.replies",
     "multitower.worker.service",
+    "multitower.worker.shared_memory.mappings",
+    "multitower.worker.shared_memory.regions",
     "multitower.worker_wire",
     "multitower.zmtp",
 )

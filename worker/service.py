@@ -250,7 +250,7 @@ class _Service:
         packed, *frames = rest
         whole = _Part(key, head.rows, _views(frames), Table.unpack(bytes(packed)))
         # A request that is run alone is also read and written alone, while it is in the processor's caches.
-        parts = [whole] if key.batched else _split_by_entry(whole)
+        parts = [whole] if key.batched or len(head.rows) == 1 else _split_by_entry(whole)
         regions = Regions(self._supervisor, self._mappings)
         try:
             self._prepare_part(parts[0], executor, regions)
@@ -353,7 +353,7 @@ def _split_by_entry(whole: _Part) -> list[_Part]:
     tables = [Table([], []) for _ in whole.rows]
     for table, side in ((whole.table.inputs, 0), (whole.table.outputs, 1)):
         for area in table:
-            tables[area.entry][side].append(area._replace(entry=0))
+            tables[area.entry][side].append(WorkerArea(0, *area[1:]))
     width = len(whole.key.inputs)
     return [
         _Part(whole.key, (rows,), [next(frames) for _ in range(width - len(table.inputs))], table)

@@ -16,16 +16,17 @@ import functools
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
-from multitower.worker_wire import Table, batch_head, shared_head
+from multitower.worker_wire import batch_head, packed_table, shared_head
 
 from ..machine import descriptors
-from ..scheduling.areas import OpenArea, Region
-from ..scheduling.request import Frame, Plan
+from ..scheduling.areas import OpenArea
+from ..scheduling.region import Region
+from ..scheduling.request import Frame, Plan, SharedRequest
 from ..scheduling.worker import Batch
 
 MAX_REGIONS = descriptors.REGIONS
@@ -124,6 +125,12 @@ class Regions:
         Raises:
             OSError: it cannot be opened, or `maximum` others are in use.
         """
+        region = self._kept.get(name)
+        if region is not None:
+            if self._last_use[name] != now:  # not for each of a request's areas
+                self._last_use[name] = now
+                self._last_use.move_to_end(name)
+            return region
         region = self._all.get(name)
         if region is None:
             if len(self._all) >= self.maximum and not self._make_room():
@@ -222,16 +229,18 @@ def batch_message(batch: Batch, description: Sequence[bytes]) -> list[Any]:
         batch: to be sent.
         description: the key's description; empty where the worker knows the key.
     """
-    table = Table([], [])
+    inputs: list[str] = []
+    outputs: list[str] = []
     frames: list[Frame] = []
     for entry, request in enumerate(batch.requests):
         for index, frame in enumerate(request.frames):
             if type(frame) is OpenArea:
-                table.inputs.append(frame.for_worker(entry, index))
+                inputs.append(frame.packed(entry, index))
             else:
                 frames.append(frame)
-        output_areas: Mapping[str, OpenArea] = getattr(request, "output_areas", {})
-        table.outputs.extend(area.for_worker(entry, name) for name, area in output_areas.items())
+        if type(request) is SharedRequest:  # others in the batch have no areas for outputs
+            for name, area in request.output_areas.items():
+                outputs.append(area.packed(entry, name))
     rows = [request.rows for request in batch.requests]
     head = batch_head(batch.id, batch.key.id, rows, joined=False, described=bool(description))
-    return [shared_head(head), *description, table.pack(), *frames]
+    return [shared_head(head), *description, packed_table(inputs, outputs), *frames]

@@ -1,41 +1,14 @@
-"""Areas of clients' shared memory, which stand in a request in the place of frames.
-
-`routing.regions` opens the regions. This module is not compiled, since it refers to regions weakly.
-"""
+"""Areas of clients' shared memory, which stand in a request in the place of frames."""
 
 from __future__ import annotations
 
 import errno
 import os
-import weakref
 from typing import final
 
-from multitower.worker_wire import WorkerArea
+from multitower.worker_wire import packed_area
 
-
-class Region:
-    """An open region of shared memory. Its descriptor is closed when the last reference to it is gone.
-
-    Args:
-        name: the client's name for it.
-        descriptor: of the region, open for reading and writing.
-
-    Attributes:
-        name, descriptor: as given.
-        size: bytes; seals keep the region from shrinking.
-        device, inode: identify what the descriptor refers to, as in `os.stat`.
-    """
-
-    __slots__ = ("__weakref__", "descriptor", "device", "inode", "name", "size")
-
-    def __init__(self, name: str, descriptor: int) -> None:
-        self.name = name
-        self.descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor).atexit = False  # the system closes it when the daemon ends
-        status = os.fstat(descriptor)
-        self.size = status.st_size
-        self.device = status.st_dev
-        self.inode = status.st_ino
+from .region import Region
 
 
 @final
@@ -78,14 +51,11 @@ class OpenArea:
             position += len(part)
         return b"".join(parts)
 
-    def for_worker(self, entry: int, tensor: int | str) -> WorkerArea:
-        """The area as a message to a worker describes it.
+    def packed(self, entry: int, tensor: int | str) -> str:
+        """The row of a table that describes the area to a worker.
 
         Args:
             entry: index of the request in its batch.
             tensor: index of the input, or name of the output, that it holds.
         """
-        region = self.region
-        return WorkerArea(
-            entry, tensor, region.name, region.descriptor, region.device, region.inode, self.offset, self.size
-        )
+        return packed_area(entry, tensor, self.region.packed, self.offset, self.size)

@@ -14,8 +14,9 @@ from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.observability import recording
 from multitower.supervisor.observability.recording import MAX_RECORDINGS, Recorder
 from multitower.supervisor.routing.router import Router
-from multitower.supervisor.scheduling.areas import OpenArea, Region
+from multitower.supervisor.scheduling.areas import OpenArea
 from multitower.supervisor.scheduling.open_requests import Reply
+from multitower.supervisor.scheduling.region import Region
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.worker_wire import SIZES, KeySpec
 

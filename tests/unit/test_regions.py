@@ -24,9 +24,10 @@ from multitower.spec import ModelReport
 from multitower.supervisor.routing import regions
 from multitower.supervisor.routing.regions import IDLE_S, Regions, open_region
 from multitower.supervisor.routing.router import Router
-from multitower.supervisor.scheduling.areas import OpenArea, Region
+from multitower.supervisor.scheduling.areas import OpenArea
 from multitower.supervisor.scheduling.quarantine import RequestQuarantine
 from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.scheduling.region import Region
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, Shared, SharedRequest, Split
 from multitower.supervisor.scheduling.split_requests import cut_part
 from multitower.supervisor.scheduling.worker import Batch, Worker

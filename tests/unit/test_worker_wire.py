@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from multitower import batch_results, tensors, worker_wire
 from multitower.batch_results import Timing
-from multitower.worker_wire import KeySpec
+from multitower.worker_wire import KeySpec, Table, WorkerArea
 
 TIMING = Timing(1, 2, 3)
 
@@ -30,6 +30,13 @@ BULKY = tensors.BULKY_BYTES
 def test_a_key_is_read_as_it_was_written() -> None:
     spec = KeySpec("m", (("x", "FP32", (16, 2)), ("y", "INT8", ())), ("z",), True, "classify")
     assert KeySpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize("name", ["y", "", 'a"b', "back\\slash", "line\nbreak", "größe/0:1", "\ud800"])
+def test_a_table_is_read_as_it_was_written(name: str) -> None:
+    inputs = [WorkerArea(0, 1, "mt-1-2-3", 7, 1, 99, 4096, 10), WorkerArea(3, 0, "mt-1-2-3", 7, 1, 99, 1 << 40, 1)]
+    for table in (Table([], []), Table(inputs, []), Table(inputs, [WorkerArea(2, name, "mt-4-5-6", 8, 1, 98, 0, 5)])):
+        assert Table.unpack(table.pack()) == table
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import fcntl
 import mmap
 import os
 import time
+from typing import Final
 
 from multitower.worker_wire import WorkerArea
 
@@ -30,6 +31,8 @@ MAX_BYTES = 4 << 30
 _F_GET_SEALS = 1034
 _F_SEAL_SHRINK = 2
 _MADV_POPULATE_READ = 22
+
+_PAGE: Final = mmap.PAGESIZE
 
 Identity = tuple[str, int, int]
 """A region's name, which contains a random number, and the device and inode of its file."""
@@ -59,7 +62,7 @@ class _Mapping:
             mapped.madvise(mmap.MADV_DONTDUMP)
             mapped.madvise(mmap.MADV_DONTFORK)
             self.view = memoryview(mapped)
-            self.filled = bytearray(-(-size // mmap.PAGESIZE))
+            self.filled = bytearray(-(-size // _PAGE))
 
 
 class Mappings:
@@ -76,12 +79,13 @@ class Mappings:
     def find(self, area: WorkerArea) -> memoryview | None:
         """The bytes of an area; None where it must be accessed through its descriptor."""
         mapping = self.known.get((area.region, area.device, area.inode))
-        if mapping is None or mapping.view is None or area.offset + area.size > len(mapping.view):
+        if mapping is None or mapping.view is None:
             return None
-        if mapping.filled.find(0, *_pages(area)) >= 0:
+        offset, end = area.offset, area.offset + area.size
+        if end > len(mapping.view) or mapping.filled.find(0, offset // _PAGE, -(-end // _PAGE)) >= 0:
             return None
         mapping.used = time.monotonic()
-        return mapping.view[area.offset : area.offset + area.size]
+        return mapping.view[offset:end]
 
     def record_use(self, area: WorkerArea, descriptor: int) -> None:
         """Notes that an area was accessed through its descriptor, so that `find` may find it the next time."""
@@ -105,7 +109,7 @@ class Mappings:
         with contextlib.suppress(OSError):  # kernels before 5.14 map page by page, when a page is used
             mapped = mapping.view.obj
             assert isinstance(mapped, mmap.mmap)
-            mapped.madvise(_MADV_POPULATE_READ, first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE)
+            mapped.madvise(_MADV_POPULATE_READ, first * _PAGE, (end - first) * _PAGE)
         mapping.filled[first:end] = bytes([1]) * (end - first)
 
     def drop_unused(self) -> None:
@@ -122,7 +126,7 @@ class Mappings:
 
 def _pages(area: WorkerArea) -> tuple[int, int]:
     """The first page of an area, and the page behind its last one."""
-    return area.offset // mmap.PAGESIZE, -(-(area.offset + area.size) // mmap.PAGESIZE)
+    return area.offset // _PAGE, -(-(area.offset + area.size) // _PAGE)
 
 
 def _is_filled(area: WorkerArea, descriptor: int) -> bool:

@@ -246,24 +246,26 @@ class OutputWriter:
             areas: by the outputs' names.
             regions: to write to.
         """
-        named = {name: wire.Area(area.region, area.offset, area.size) for name, area in areas.items()}
-        identity = answer[0], tuple(named.items())
+        identity = answer[0], *[(name, area.region, area.offset, area.size) for name, area in areas.items()]
         made = self._headers.get(identity)
         if made is None:
             if len(self._headers) >= MAX_HEADERS:
                 self._headers.clear()
-            made = self._headers[identity] = _add_areas(answer[0], named)
+            made = self._headers[identity] = _add_areas(answer[0], areas)
         header, written = made
         try:
             for index, name in written.items():
                 regions.write(areas[name], memoryview(answer[1 + index]).cast("B"))
         except OSError:
             return answer  # the request is over, or there is no memory left
-        frames = [frame for index, frame in enumerate(answer[1:]) if index not in written]
-        return [header, *frames] if written else answer
+        if not written:
+            return answer
+        if len(written) == len(answer) - 1:
+            return [header]
+        return [header, *[frame for index, frame in enumerate(answer[1:]) if index not in written]]
 
 
-def _add_areas(header: bytes, areas: Mapping[str, wire.Area]) -> tuple[bytes, dict[int, str]]:
+def _add_areas(header: bytes, areas: Mapping[str, WorkerArea]) -> tuple[bytes, dict[int, str]]:
     """Adds areas to a reply's header, for the outputs that fit into theirs; also returns these by index and name."""
     reply = json.loads(header)
     written: dict[int, str] = {}
@@ -273,6 +275,6 @@ def _add_areas(header: bytes, areas: Mapping[str, wire.Area]) -> tuple[bytes, di
             continue
         size = tensors.byte_size(output["datatype"], output["shape"])
         if 0 < size <= area.size:
-            output["parameters"] = area._replace(size=size).parameters()
+            output["parameters"] = wire.Area(area.region, area.offset, size).parameters()
             written[index] = output["name"]
     return wire.dump_json(reply), written
