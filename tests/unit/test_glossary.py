@@ -48,6 +48,7 @@ def words() -> list[Word]:
     return [Word(wrong.strip(), row[0]) for row in rows[2:] for wrong in row[2].split(",") if wrong.strip()]
 
 
+@cache
 def parts(name: str) -> tuple[str, ...]:
     """The words of an identifier, in lower case: `_kept_away` and `KeptAway` are both kept, away."""
     return tuple(part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name))
@@ -78,16 +79,23 @@ def _tokens() -> Iterator[tuple[Path, int, int, str]]:
                             yield path, token.start[0], token.type, token.string
 
 
-def identifiers() -> Iterator[tuple[Path, int, str]]:
-    return ((path, line, text) for path, line, kind, text in tokens() if kind == tokenize.NAME)
+@cache
+def identifiers() -> dict[str, list[tuple[Path, int]]]:
+    """The paths and lines of each identifier. Most occur many times, and are looked at once for each word."""
+    found: dict[str, list[tuple[Path, int]]] = {}
+    for path, line, kind, text in tokens():
+        if kind == tokenize.NAME:
+            found.setdefault(text, []).append((path, line))
+    return found
 
 
 @pytest.mark.parametrize("word", words(), ids=lambda word: word.wrong)
 def test_no_identifier_has_a_word_that_the_glossary_replaces(word: Word) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name}: say '{word.right}', not '{word.wrong}'"
-        for path, line, name in identifiers()
+        for name, places in identifiers().items()
         if contains(name, word.wrong) and (word.wrong, name) not in EXCEPTIONS
+        for path, line in places
     ]
     assert not found, "\n".join(found)
 
@@ -115,6 +123,6 @@ def test_identifiers_are_split_into_words() -> None:
 
 
 def test_exceptions_are_needed() -> None:
-    names = {name for _, _, name in identifiers()}
+    names = identifiers().keys()
     assert {name for _, name in EXCEPTIONS} <= names
     assert len(names) > 1_000
