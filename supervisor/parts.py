@@ -276,7 +276,7 @@ class Parts:
             self.audit,
             self.endpoints.gateway_pids,
         )
-        self.router.open(self.endpoints.fronts, queries.answer, metrics.answer)
+        self.router.open(self.endpoints.fronts, queries.answer, metrics.answer, self.control.take)
 
     def __enter__(self) -> Parts:
         return self

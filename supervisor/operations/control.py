@@ -1,7 +1,7 @@
 """The control endpoint, `control.sock` in the runtime folder: reload, restart, load, unload, record.
 
 A process that may open the socket may give orders. With `security`, only the daemon's own user and root may, and
-the gateway for principals who may.
+the gateway for principals who may. Sockets for clients pass on the orders of principals who may.
 """
 
 from __future__ import annotations
@@ -96,30 +96,41 @@ class ControlSocket:
                 return
             if incoming.body is None or len(incoming.body) < 2:
                 continue  # there is no id to reply to
-            self._handle(incoming, incoming.body)
+            self.take(self.front, incoming, incoming.body)
         self.front.recheck()  # there may be more
 
-    def _handle(self, incoming: Incoming, body: list[Any]) -> None:
+    def take(self, front: FrontSocket, incoming: Incoming, body: list[Any]) -> None:
+        """Begins an order, or refuses it, and writes its outcome.
+
+        Args:
+            front: where it has arrived, also a socket for clients.
+            incoming: the message.
+            body: its frames from the kind on, at least two.
+        """
         kind, id = bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES]
         operation, peer = OPERATIONS.get(kind), NOBODY
         header: dict[str, Any] = {}
+        origin = ""
         answered = False
 
         def done(answer: dict[str, Any] | Sequence[bytes] | MultitowerError) -> None:
             nonlocal answered
             answered = True
-            if isinstance(answer, MultitowerError) and self.front.entrance is not None:
+            if isinstance(answer, MultitowerError) and front.entrance is not None:
                 answer = without_names(peer, answer)
             if operation is not None and operation.changes:
                 error = answer if isinstance(answer, MultitowerError) else None
-                self._audit.note(operation.name, peer.name, peer.origin, header, error)
-            self.front.answer(incoming.address, id, answer)
+                self._audit.note(operation.name, peer.name, origin, header, error)
+            front.answer(incoming.address, id, answer)
 
         try:
-            peer = self._find_sender(incoming)
-            self._check_role(peer, operation)
+            peer = self._find_sender(front, incoming)
+            origin = peer.origin or self._origin_of_unknown(front, incoming)
+            _check_role(front, peer, operation)
+            if front is not self.front and not front.takes_orders:
+                raise _taken_elsewhere(kind)
             header = wire.load_header(bytes(body[2])) if len(body) > 2 else {}
-            self._check(peer, operation, header)
+            _check(front, peer, operation, header)
             self._begin(kind, header, done)
         except MultitowerError as error:
             done(error)
@@ -128,39 +139,22 @@ class ControlSocket:
             if not answered:
                 done(internal_error())
 
-    def _find_sender(self, incoming: Incoming) -> Peer:
-        entrance = self.front.entrance
+    def _find_sender(self, front: FrontSocket, incoming: Incoming) -> Peer:
+        entrance = front.entrance
         if entrance is not None:
             return entrance.identify(incoming.address, incoming.connection)
         peer = self._users.local(incoming.connection)
         return _GATEWAY if peer.pid is not None and peer.pid in self._gateway_pids() else peer
 
-    def _check_role(self, peer: Peer, operation: Operation | None) -> None:
-        """Decides about what does not depend on the header, with `security`.
-
-        Raises:
-            MultitowerError: the sender may not do this.
-        """
-        entrance = self.front.entrance
-        refusal = entrance.access.authorisation.check_role(peer, operation) if entrance is not None else None
-        if refusal is not None:
-            raise refusal
-
-    def _check(self, peer: Peer, operation: Operation | None, header: dict[str, Any]) -> None:
-        """Decides whether the sender may, with `security`.
-
-        Raises:
-            MultitowerError: it may not.
-        """
-        entrance = self.front.entrance
-        if entrance is not None:
-            model = operation.model_in(header) if operation is not None else None
-            refusal = entrance.access.authorisation.check(peer, operation, model)
-            if refusal is not None:
-                raise refusal
+    def _origin_of_unknown(self, front: FrontSocket, incoming: Incoming) -> str:
+        if front.entrance is not None:
+            return front.entrance.origin_of_unknown(incoming.connection)
+        return "" if front is self.front else front.endpoint  # without `security` nothing else is known
 
     def _begin(self, kind: bytes, header: dict[str, Any], done: _Answer) -> None:
-        if kind == wire.RELOAD:
+        if kind == wire.RELOAD and header.get("dry_run") is True:
+            done({"dry_run": True})  # only whether the sender may was asked
+        elif kind == wire.RELOAD:
             self._orders.reload(done, _read_s(header))
         elif kind == wire.RESTART:
             if header.get("gateway") is True:
@@ -196,6 +190,40 @@ class ControlSocket:
 
         version = report.version if report is not None and any(parse_version(header)) else ""
         self._recorder.start(name, version, count, ends_at, done)
+
+
+def _check_role(front: FrontSocket, peer: Peer, operation: Operation | None) -> None:
+    """Decides about what does not depend on the header, with `security`.
+
+    Raises:
+        MultitowerError: the sender may not do this.
+    """
+    entrance = front.entrance
+    refusal = entrance.access.authorisation.check_role(peer, operation) if entrance is not None else None
+    if refusal is not None:
+        raise refusal
+
+
+def _check(front: FrontSocket, peer: Peer, operation: Operation | None, header: dict[str, Any]) -> None:
+    """Decides whether the sender may, with `security`.
+
+    Raises:
+        MultitowerError: it may not.
+    """
+    entrance = front.entrance
+    if entrance is not None:
+        model = operation.model_in(header) if operation is not None else None
+        refusal = entrance.access.authorisation.check(peer, operation, model)
+        if refusal is not None:
+            raise refusal
+
+
+def _taken_elsewhere(kind: bytes) -> MultitowerError:
+    message = (
+        f"{kind.decode()!r} is taken at the daemon's control socket, on its machine (`control` in the status); with "
+        "`security` also over ZeroMQ, from principals with the role operate"
+    )
+    return make(Reason.KIND_UNKNOWN, message, field="kind")
 
 
 def _read_s(header: dict[str, Any]) -> float:

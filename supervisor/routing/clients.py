@@ -22,7 +22,7 @@ from ..security.authenticator import GATEWAY
 from ..security.authorisation import Authorisation, without_names
 from ..security.entrance import Entrance, GatewayEntrance
 from ..security.handles import ANONYMOUS_HANDLE
-from ..security.operation_table import OPERATIONS
+from ..security.operation_table import OPERATIONS, ORDERS
 from ..security.peers import Peer
 from .admission import Admission
 from .front_socket import FrontSocket, Incoming, internal_error
@@ -45,6 +45,14 @@ MetricsAnswer = Sequence[bytes] | MultitowerError
 
 MetricsAnswerer = Callable[[dict[str, Any], Callable[[MetricsAnswer], None]], None]
 """Takes the header of an `MT1:metrics` request, and a function that it calls with the answer, now or later."""
+
+
+OrderTaker = Callable[[FrontSocket, Incoming, list[Any]], None]
+"""Takes an order that has arrived at a socket for clients, and its frames from the kind on; answers it, maybe later."""
+
+
+def _no_orders(_front: FrontSocket, _incoming: Incoming, _body: list[Any]) -> None:
+    raise RuntimeError("the router has not been opened")
 
 
 def _no_answer(_kind: bytes, _header: dict[str, Any], _now: float) -> dict[str, Any]:
@@ -71,6 +79,7 @@ class Clients:
         answer_query: answers the kinds other than `infer`, `cancel` and `metrics`; set before the first request is
             read, as `answer_metrics` is.
         answer_metrics: answers `metrics`.
+        take_order: gets the kinds that change something; likewise.
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class Clients:
     ) -> None:
         self.answer_query: QueryAnswerer = _no_answer
         self.answer_metrics: MetricsAnswerer = _no_metrics
+        self.take_order: OrderTaker = _no_orders
         self._scheduler = scheduler
         self._admission = admission
         self._planner = planner
@@ -124,6 +134,8 @@ class Clients:
                 self._handle_guarded(front, front.entrance, incoming, id, body)
             elif kind == wire.INFER:
                 self._admission.admit(front, address, id, body)
+            elif bytes(kind) in ORDERS:
+                self._pass_order(front, incoming, body)
             else:
                 self._answer_other(front, address, id, body)
         except MultitowerError as error:
@@ -143,22 +155,34 @@ class Clients:
             return
         peer, access = entrance.identify(address, incoming.connection), entrance.access
         authorisation = access.authorisation
-        operation = OPERATIONS.get(kind)
-        refusal = authorisation.check_role(peer, operation)
-        if refusal is not None:
-            # A handle that has become void is no failure: the gateway asks for another one.
-            if not peer.authenticated and (front.interface != GATEWAY or address[-1] == ANONYMOUS_HANDLE):
-                access.failures.add(front.interface, entrance.failure, "", time.monotonic())
-            raise refusal
+        operation, now = OPERATIONS.get(kind), time.monotonic()
         use = access.uses.of(peer.name) if peer.principal is not None else None
         if kind == wire.CANCEL or (operation is not None and operation.open):
             use = None
         # The gateway asks for a model's metadata by itself, to understand the first of a second's requests.
         own = front.interface == GATEWAY and kind == wire.MODEL_METADATA
+        # Before the roles: what is refused for lack of one costs as much as a query.
         if use is not None and not own:
-            refusal = use.refusal(kind == wire.INFER, time.monotonic())
+            refusal = use.refusal(kind == wire.INFER, now)
             if refusal is not None:
                 raise refusal
+        refusal = authorisation.check_role(peer, operation)
+        if refusal is not None:
+            if use is not None and own and (too_many := use.refusal(False, now)) is not None:
+                raise too_many
+            if use is not None:
+                use.refused += 1
+            # A handle that has become void is no failure: the gateway asks for another one.
+            if not peer.authenticated and (front.interface != GATEWAY or address[-1] == ANONYMOUS_HANDLE):
+                origin = entrance.origin_of_unknown(incoming.connection)
+                access.failures.add(front.interface, entrance.failure, origin, now)
+        if kind in ORDERS:
+            if refusal is not None:
+                self._refused.add(refusal.reason)
+            self._pass_order(front, incoming, body)  # it decides once more, and writes what it refuses
+            return
+        if refusal is not None:
+            raise refusal
         try:
             if kind != wire.INFER:
                 self._answer_other(front, address, id, body, peer, authorisation)
@@ -173,6 +197,11 @@ class Clients:
             if own and use is not None and (refusal := use.refusal(False, time.monotonic())) is not None:
                 raise refusal from None
             raise without_names(peer, error) from None
+
+    def _pass_order(self, front: FrontSocket, incoming: Incoming, body: list[Any]) -> None:
+        self._admission.check_size(sum(map(len, body)))
+        self._admission.check_unread(front, incoming.address)
+        self.take_order(front, incoming, body)
 
     def _authenticate(
         self, front: FrontSocket, entrance: GatewayEntrance, incoming: Incoming, id: bytes, body: list[Any]

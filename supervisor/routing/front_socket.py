@@ -17,6 +17,7 @@ from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.containment import ErrorLog
 from ..loop.reactor import unwatched
+from ..security.authenticator import GATEWAY
 from ..security.entrance import Entrance
 from .connections import Connections
 from .unread import Backlog, UnreadReplies
@@ -88,6 +89,14 @@ class FrontSocket(abc.ABC):
     @abc.abstractmethod
     def local(self) -> bool:
         """Whether its clients run on this machine, and so may use shared memory."""
+
+    @property
+    def takes_orders(self) -> bool:
+        """Whether the senders are known, so that those who may can give orders here.
+
+        None are taken at the gateway's endpoint: the gateway gives its orders at the control socket.
+        """
+        return self.entrance is not None and self.interface != GATEWAY
 
     def restore(self, endpoint: str) -> bool:
         """Binds an ipc endpoint again if its path was removed, or if it shall have another path from now on.

@@ -27,7 +27,7 @@ from ..scheduling.worker import Batch, Served, Worker
 from . import regions
 from .admission import Admission
 from .batching_findings import BatchingFindings
-from .clients import Clients, MetricsAnswerer, QueryAnswerer
+from .clients import Clients, MetricsAnswerer, OrderTaker, QueryAnswerer
 from .front_socket import FrontSocket, internal_error
 from .observers import RequestObserver, record_run
 from .recent import RefusedRequests
@@ -98,17 +98,25 @@ class Router:
 
     # Clients.
 
-    def open(self, fronts: Sequence[FrontSocket], answer_query: QueryAnswerer, answer_metrics: MetricsAnswerer) -> None:
+    def open(
+        self,
+        fronts: Sequence[FrontSocket],
+        answer_query: QueryAnswerer,
+        answer_metrics: MetricsAnswerer,
+        take_order: OrderTaker,
+    ) -> None:
         """Sets what `receive` needs.
 
         Args:
             fronts: the bound sockets.
             answer_query: answers the kinds other than `infer`, `cancel` and `metrics`.
             answer_metrics: answers `metrics`.
+            take_order: gets the kinds that change something.
         """
         self.fronts = list(fronts)
         self._clients.answer_query = answer_query
         self._clients.answer_metrics = answer_metrics
+        self._clients.take_order = take_order
 
     def receive(self, front: FrontSocket) -> None:
         """Reads a burst of requests from a front socket."""

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from multitower.errors import MultitowerError, Reason
 
+from ..config.principals import ANONYMOUS
 from ..loop.history import EventHistory, EventKind
 from .limits import TokenBucket
 
@@ -22,14 +23,37 @@ OK: Final = "ok"
 
 REFUSED_AT_ONCE: Final = 10
 REFUSED_PER_S: Final = 0.1
-"""Lines for operations that were not allowed: so many at once after a pause, and then so many a second."""
+"""Lines for operations that were not allowed, for each asker: so many at once after a pause, then so many a second."""
+
+STRANGERS_AT_ONCE: Final = 100
+STRANGERS_PER_S: Final = 1.0
+"""The same for all together of whom only an address or a key is known: anybody may have many of these."""
+
+MAX_ASKERS: Final = 1024
+"""How many who were refused lately are told apart; further ones count as strangers."""
 
 MAX_WHAT: Final = 128
 """Characters of a name in a request that are written."""
 
-_NOT_ALLOWED: Final = (Reason.FORBIDDEN, Reason.UNAUTHENTICATED)
+_NOT_TAKEN: Final = (Reason.FORBIDDEN, Reason.UNAUTHENTICATED, Reason.KIND_UNKNOWN, Reason.QUEUE_FULL)
+"""Outcomes that anybody may cause who can connect."""
 
 Answer = TypeVar("Answer")
+
+
+class _Refusals:
+    """What was refused to one who asks.
+
+    Attributes:
+        bucket: of its lines.
+        not_logged: refusals since its last line.
+    """
+
+    __slots__ = ("bucket", "not_logged")
+
+    def __init__(self, now: float) -> None:
+        self.bucket = TokenBucket(REFUSED_PER_S, REFUSED_AT_ONCE, now)
+        self.not_logged = 0
 
 
 class Audit:
@@ -43,8 +67,9 @@ class Audit:
     def __init__(self, history: EventHistory, clock: Callable[[], float] = time.monotonic) -> None:
         self._history = history
         self._clock = clock
-        self._refused = TokenBucket(REFUSED_PER_S, REFUSED_AT_ONCE, clock())
-        self._not_logged = 0
+        self._refused: dict[str, _Refusals] = {}
+        self._strangers = TokenBucket(STRANGERS_PER_S, STRANGERS_AT_ONCE, clock())
+        self._strangers_not_logged = 0
 
     def watch(
         self, operation: str, who: str, origin: str, header: Mapping[str, Any], done: Callable[[Answer], None]
@@ -85,11 +110,10 @@ class Audit:
         self, operation: str, who: str, origin: str, what: Mapping[str, Any], error: MultitowerError | None
     ) -> None:
         not_logged = None
-        if error is not None and error.reason in _NOT_ALLOWED:
-            if self._refused.take(self._clock()):
-                self._not_logged += 1
+        if error is not None and error.reason in _NOT_TAKEN:
+            not_logged = self._count_refusal(who, origin)
+            if not_logged is None:
                 return
-            not_logged, self._not_logged = self._not_logged or None, 0
         outcome = OK if error is None else error.reason
         self._history.note(
             log,
@@ -102,8 +126,41 @@ class Audit:
             **{"from": origin or None},
             outcome=outcome,
             cause=None if error is None else error.message,
-            not_logged=not_logged,
+            not_logged=not_logged or None,
         )
+
+    def _count_refusal(self, who: str, origin: str) -> int | None:
+        """Counts a refusal. Each who asks has a bucket, so that nobody's refusals hide those of another.
+
+        Returns:
+            How many were not written since the last one that was; None if this one is not to be written either.
+        """
+        now = self._clock()
+        known = who != ANONYMOUS
+        asker = who if known else f"{ANONYMOUS} {origin}"
+        refusals = self._refused.get(asker)
+        if refusals is None and len(self._refused) >= MAX_ASKERS:
+            self._forget_quiet_ones(now)
+        if refusals is None and len(self._refused) < MAX_ASKERS:
+            refusals = self._refused[asker] = _Refusals(now)
+        if refusals is not None and refusals.bucket.take(now):
+            refusals.not_logged += 1
+            return None
+        if (refusals is None or not known) and self._strangers.take(now):
+            self._strangers_not_logged += 1
+            return None
+        not_logged = 0
+        if refusals is not None:
+            not_logged, refusals.not_logged = refusals.not_logged, 0
+        if refusals is None or not known:
+            not_logged, self._strangers_not_logged = not_logged + self._strangers_not_logged, 0
+        return not_logged
+
+    def _forget_quiet_ones(self, now: float) -> None:
+        for asker, refusals in list(self._refused.items()):
+            refusals.bucket.wait_s(now)
+            if refusals.bucket.full and not refusals.not_logged:
+                del self._refused[asker]
 
 
 def described(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,6 +173,7 @@ def described(header: Mapping[str, Any]) -> dict[str, Any]:
     slot = header.get("slot")
     if type(slot) is int:
         found["slot"] = slot
-    if header.get("gateway") is True:
-        found["gateway"] = True
+    for key in ("gateway", "dry_run"):
+        if header.get(key) is True:
+            found[key] = True
     return found

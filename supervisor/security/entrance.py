@@ -40,6 +40,14 @@ class Entrance:
     def __init__(self, access: AccessControl) -> None:
         self.access = access
 
+    def origin_of_unknown(self, connection: str | None) -> str:
+        """Where a message came from whose sender nobody knows, for the log; empty where that is not known either.
+
+        Args:
+            connection: see `identify`.
+        """
+        return ""
+
     @abstractmethod
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
         """Returns who sent a message; `NOBODY` without valid credentials.
@@ -55,6 +63,10 @@ class CurveEntrance(Entrance):
 
     of_connection = USER_ID
     failure = Failure.UNKNOWN_KEY
+
+    def origin_of_unknown(self, connection: str | None) -> str:
+        """See `Entrance.origin_of_unknown`: the public key, by which the operator finds out whose it was."""
+        return f"key {connection}" if connection else ""
 
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
         """See `Entrance.identify`; nobody who has chosen the name of the connection.

@@ -92,3 +92,6 @@ OPERATIONS: Final[Mapping[bytes, Operation]] = {
     )
 }
 """All operations, by kind."""
+
+ORDERS: Final = frozenset(kind for kind, operation in OPERATIONS.items() if operation.changes)
+"""The kinds that change something."""

@@ -523,8 +523,8 @@ def test_no_file_is_written_by_an_order(locked: Locked) -> None:
         request.config.model_config_list.config.add(name=name, base_path="/etc")
     locked.grpc("tensorflow.serving.ModelService", "HandleReloadConfigRequest", request)
     locked.check_serves("grpc-serving")
-    for interface in ("tcp", "ipc"):  # orders are none here
-        assert locked.mt1(interface, wire.LOAD, {"model_name": "../mine"}) == "kind_unknown"
+    for interface in ("tcp", "ipc"):
+        assert locked.mt1(interface, wire.LOAD, {"model_name": "../mine"}) == "model_unknown"
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert {path for path in after if after[path] != before.get(path)} == set()
 

@@ -60,7 +60,6 @@ models:
 
 NOT_OFFERED = {
     wire.CANCEL: "a client cancels by leaving, and only its own requests",
-    wire.RELOAD: "the gateway has no way to reload the whole configuration",
     wire.RESTART: "only at the control endpoint",
     wire.RECORD: "only at the control endpoint",
     wire.AUTHENTICATE: "the gateway asks for its clients",
@@ -75,13 +74,16 @@ class Who:
     name: str
     roles: tuple[Role, ...]
     models: tuple[str, ...] | None = None
+    rate: float | None = None
 
     @property
     def token(self) -> str:
         return f"{self.name}.{self.name}"
 
     def entry(self) -> dict[str, Any]:
-        limited = {} if self.models is None else {"models": list(self.models)}
+        limited: dict[str, Any] = {} if self.models is None else {"models": list(self.models)}
+        if self.rate is not None:
+            limited["rate"] = self.rate
         return {"name": self.name, "roles": list(self.roles), "token_hash": str(hash_secret(self.name)), **limited}
 
 
@@ -137,7 +139,7 @@ UNANSWERED = {"MultiInference"}
 
 def test_every_kind_has_a_row_or_is_not_offered() -> None:
     over_http, over_grpc = ({row.kind for row in rows} for rows in (PATHS, METHODS))
-    assert sorted([*over_http, *NOT_OFFERED]) == sorted(OPERATIONS)
+    assert sorted([*over_http, *NOT_OFFERED, wire.RELOAD]) == sorted(OPERATIONS)
     assert sorted([*over_grpc, *NOT_OFFERED, wire.METRICS]) == sorted(OPERATIONS)
 
 
@@ -251,14 +253,31 @@ def test_the_health_of_a_model_needs_a_token(addresses: dict[str, str]) -> None:
     services.channel.close()
 
 
+INFER_ROW = next(row for row in PATHS if row.path == "/v2/models/MODEL/infer")
+LIMITED = Who("limited", (Role.INFER,), rate=0.5)
+
+
+def test_a_rate_counts_what_a_client_sends_and_not_what_the_gateway_asks(
+    daemon: Locked, addresses: dict[str, str]
+) -> None:
+    daemon.admit(*PRINCIPALS, LIMITED)
+    daemon.reload()
+    predict = next(row for row in PATHS if row.path == "/v1/models/MODEL:predict")
+    for _ in range(2):  # the gateway asks for the metadata again each time
+        assert answer(addresses["http"], predict, "mine", LIMITED.token)[0] == 200
+        for row in (predict, INFER_ROW):  # 503 would say that the server has too much to do
+            status, headers, content = answer(addresses["http"], row, "mine", LIMITED.token)
+            assert (status, headers["retry-after"] in ("1", "2")) == (429, True), content
+            assert b"its rate of 0.5 a second" in content
+        time.sleep(2.1)
+
+
 LEAVING, STAYING = Who("leaving", (Role.INFER,)), Who("staying", (Role.INFER,))
 SECOND_S = 1.0
 """Within which a principal is out that was removed."""
 
 BUSY_S = 2.0
 """What a machine that does other things as well may add to it."""
-
-INFER_ROW = next(row for row in PATHS if row.path == "/v2/models/MODEL/infer")
 
 
 class Load:

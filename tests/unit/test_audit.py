@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.loop.history import EventHistory
-from multitower.supervisor.security.audit import REFUSED_AT_ONCE, REFUSED_PER_S, Audit
+from multitower.supervisor.security.audit import MAX_ASKERS, REFUSED_AT_ONCE, REFUSED_PER_S, STRANGERS_AT_ONCE, Audit
 
 
 class Scene:
@@ -87,3 +88,35 @@ def test_what_is_not_allowed_is_written_at_a_bounded_rate_and_what_is_done_alway
     for _ in range(2):
         scene.audit.note("unload", "mallory", "", {}, make(Reason.FORBIDDEN, "no"))
     assert len(scene.events()) == REFUSED_AT_ONCE + 16
+
+
+@pytest.fixture
+def refused(scene: Scene, caplog: pytest.LogCaptureFixture) -> Callable[..., list[Any]]:
+    """Has orders of somebody refused; returns `not_logged` of each line that was written."""
+    caplog.set_level(logging.INFO, "multitower.audit")
+
+    def refuse(who: str, origin: str, count: int = 1) -> list[Any]:
+        caplog.clear()
+        for _ in range(count):
+            scene.audit.note("reload", who, origin, {}, make(Reason.FORBIDDEN, "no"))
+        return [record.__dict__["fields"].get("not_logged") for record in caplog.records]
+
+    return refuse
+
+
+def test_nobody_hides_the_refused_orders_of_another(scene: Scene, refused: Callable[..., list[Any]]) -> None:
+    assert len(refused("mallory", "", 1000)) == REFUSED_AT_ONCE
+    assert len(refused("anonymous", "key a", 1000)) == REFUSED_AT_ONCE
+    assert refused("alice", "") == [None]
+    assert refused("anonymous", "key b") == [None]
+    scene.now += 1 / REFUSED_PER_S
+    assert refused("alice", "") == [None]
+    assert refused("mallory", "") == [990], "the count is that of mallory alone"
+
+
+def test_the_lines_of_all_strangers_together_are_bounded(scene: Scene, refused: Callable[..., list[Any]]) -> None:
+    written = sum(len(refused("anonymous", f"key {number}")) for number in range(2 * MAX_ASKERS))
+    assert written == STRANGERS_AT_ONCE
+    assert refused("alice", "") == [], "the table is full, so she counts as a stranger"
+    scene.now += 1 / REFUSED_PER_S
+    assert refused("alice", "") == [None], "those who are quiet make room"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from daemon_scene import DaemonScene
+from made_security import make_keys
 
 from multitower import wire
+from multitower.supervisor.config.principals import Principal, Principals, Role
+from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.history import EventHistory
 from multitower.supervisor.observability.recording import Recorder
 from multitower.supervisor.operations.control import BURST, ControlSocket
 from multitower.supervisor.routing.front_socket import FrontSocket, Incoming
+from multitower.supervisor.security.access_control import AccessControl
 from multitower.supervisor.security.audit import Audit
+from multitower.supervisor.security.entrance import CurveEntrance, Entrance
 
 
 class FakeFront:
@@ -25,9 +31,17 @@ class FakeFront:
         rechecks: how many rechecks were asked for.
     """
 
-    entrance = None
+    endpoint = "tcp://127.0.0.1:5555"
 
-    def __init__(self, arrived: int, body: list[bytes] | None = None, connection: str | None = None) -> None:
+    def __init__(
+        self,
+        arrived: int,
+        body: list[bytes] | None = None,
+        connection: str | None = None,
+        entrance: Entrance | None = None,
+    ) -> None:
+        self.entrance = entrance
+        self.takes_orders = entrance is not None
         self.arrived = arrived
         self._body = body or [wire.STATUS, b"id"]
         self._connection = connection
@@ -93,3 +107,71 @@ def test_every_order_is_written_with_who_gave_it(
     assert event["kind"] == "audit"
     fields = ("operation", "principal", "from", "outcome", "slot", "model")
     assert tuple(event.get(field) for field in fields) == expected
+
+
+KEYS = {name: make_keys().public for name in ("operates", "operates-mine", "observes", "revoked")}
+PRINCIPALS = Principals(
+    [
+        Principal("operates", frozenset({Role.OPERATE}), public_keys=(KEYS["operates"],)),
+        Principal("operates-mine", frozenset({Role.OPERATE}), ("mine",), public_keys=(KEYS["operates-mine"],)),
+        Principal("observes", frozenset({Role.OBSERVE}), public_keys=(KEYS["observes"],)),
+    ]
+)
+
+
+def order(folder: Path, kind: bytes, header: bytes, who: str | None) -> tuple[Any, dict[str, Any]]:
+    """Sends an order to a socket for clients; returns the answer, and the event of the audit.
+
+    Args:
+        folder: for the daemon's files.
+        kind: of the order.
+        header: likewise.
+        who: whose key the sender has; None for a daemon without `security`.
+    """
+    with contextlib.closing(BackgroundJobs()) as jobs:
+        entrance = None if who is None else CurveEntrance(AccessControl(PRINCIPALS, jobs))
+        history, body = EventHistory(), [kind, b"id", header]
+        front = FakeFront(0, body, entrance=entrance)
+        control = make_control(folder, FakeFront(0), history)
+        incoming = Incoming((b"\0name",), list(body), None if who is None else KEYS[who])
+        control.take(cast(FrontSocket, front), incoming, list(body))
+    (answer,) = front.answers
+    (event,) = (past.to_json(0.0) for past in history.events())
+    return answer, event
+
+
+def test_an_operator_gives_orders_over_tcp(tmp_path: Path) -> None:
+    answer, event = order(tmp_path, wire.RELOAD, b'{"dry_run": true}', "operates")
+    assert answer == {"dry_run": True}
+    assert (event["message"], event["from"]) == ("audit: reload by operates: ok", "tcp")
+    answer, event = order(tmp_path, wire.RESTART, b'{"slot": 99}', "operates")
+    assert (answer.reason, event["slot"]) == ("slot_unknown", 99)
+
+
+@pytest.mark.parametrize(
+    ("kind", "who", "reason", "origin"),
+    [
+        (wire.RELOAD, "observes", "forbidden", "tcp"),
+        (wire.RELOAD, "operates-mine", "forbidden", "tcp"),
+        (wire.LOAD, "operates-mine", "forbidden", "tcp"),
+        (wire.RECORD, "revoked", "unauthenticated", "key"),
+        (wire.UNLOAD, None, "kind_unknown", FakeFront.endpoint),
+    ],
+)
+def test_what_is_refused_over_tcp_is_written_with_who_asked(
+    tmp_path: Path, kind: bytes, who: str | None, reason: str, origin: str
+) -> None:
+    answer, event = order(tmp_path, kind, b'{"model_name": "m", "dry_run": true}', who)
+    assert answer.reason == reason
+    origin = f"key {KEYS['revoked']}" if origin == "key" else origin
+    assert (event["kind"], event["outcome"], event["from"]) == ("audit", reason, origin)
+    assert event["principal"] == ("anonymous" if who in (None, "revoked") else who)
+    if reason == "kind_unknown":
+        assert "is taken at the daemon's control socket, on its machine" in answer.message
+
+
+def test_a_restricted_operator_is_told_no_names_of_other_models(tmp_path: Path) -> None:
+    answer, _ = order(tmp_path, wire.LOAD, b'{"model_name": "mine"}', "operates-mine")
+    assert (answer.reason, answer.message) == ("model_unknown", "there is no such model")
+    answer, _ = order(tmp_path, wire.LOAD, b'{"model_name": "mine"}', "operates")
+    assert "only m" in answer.message, "the one without a list is told"

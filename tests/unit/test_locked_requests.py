@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +80,13 @@ class Scene:
         self.router = Router({"m": QueueLimits(1000, 1 << 20)}, {"m": 60.0}, 1 << 20)
         worker = cast(Any, type("Connection", (), {"send": lambda *_: None})())
         self.router.add_worker(0, "cpu:0", worker, [ModelReport(name="m", max_batch_size=1)], {}, 1.0)
-        self.router.open([], lambda kind, header, now: {"kind": kind.decode()}, lambda header, done: done((b"{}", b"")))
+        self.orders: list[Any] = []
+        self.router.open(
+            [],
+            lambda kind, header, now: {"kind": kind.decode()},
+            lambda header, done: done((b"{}", b"")),
+            lambda front, incoming, body: self.orders.append((front, incoming.address, body[0])),
+        )
 
     def know(self, *principals: Principal) -> None:
         self.access.apply(Principals(principals))
@@ -194,6 +201,21 @@ def test_a_rate_counts_queries_too_but_neither_health_nor_cancelling(scene: Scen
     assert scene.send(wire.MODEL_READY, b'{"model_name":"m"}', handle=handle) == "queue_full"
     assert scene.infer(handle) == "queue_full"
     assert scene.send(wire.CANCEL, handle=handle) == {"cancelled": 0}
+
+
+def test_what_roles_refuse_is_counted_and_limited(scene: Scene) -> None:
+    scene.know(Principal("service", frozenset({Role.OBSERVE}), token_hashes=(HASH,), rate=2.0))
+    handle = scene.handle()
+    assert [scene.infer(handle) for _ in range(4)] == ["forbidden", "forbidden", "queue_full", "queue_full"]
+    (row,) = scene.access.report()
+    assert (row["requests"], row["refused"]) == (4, 4)
+
+
+def test_orders_are_passed_on_also_those_that_will_be_refused(scene: Scene) -> None:
+    handle = scene.handle()
+    for kind, sender in itertools.product((wire.LOAD, wire.RELOAD), (handle, b"anonymous")):
+        assert scene.send(kind, handle=sender) is None
+        assert scene.orders.pop() == (scene.front, (b"gateway", sender), kind)
 
 
 def test_the_report_has_no_secrets(scene: Scene) -> None:

@@ -166,7 +166,8 @@ def daemon() -> Router:
         started=0.0,
     )
     queries = Queries(readiness, status, router, settings, model["max_message_size"])
-    router.open([], queries.answer, lambda _, done: done([b'{"content_type":"text/plain"}', b"text"]))
+    metrics = [b'{"content_type":"text/plain"}', b"text"]
+    router.open([], queries.answer, lambda _, done: done(metrics), lambda *_: None)
     inputs, outputs = (
         tuple(TensorReport(name=t["name"], datatype=t["datatype"], shape=tuple(t["shape"])) for t in model[side])
         for side in ("inputs", "outputs")

@@ -77,6 +77,8 @@ fn status(error: &DaemonError, exhausted: StatusCode) -> StatusCode {
         (Code::AlreadyExists | Code::Aborted, _) => StatusCode::CONFLICT,
         (Code::PermissionDenied, _) => StatusCode::FORBIDDEN,
         (Code::Unauthenticated, _) => StatusCode::UNAUTHORIZED,
+        // Not the server is busy, but this client asks for too much.
+        (Code::ResourceExhausted, _) if error.own_limit => StatusCode::TOO_MANY_REQUESTS,
         (Code::ResourceExhausted, _) => exhausted,
         (Code::Unavailable, _) => StatusCode::SERVICE_UNAVAILABLE,
         (Code::DeadlineExceeded, _) => StatusCode::GATEWAY_TIMEOUT,
@@ -150,6 +152,16 @@ mod tests {
         let mut loading = DaemonError::new(Code::Unavailable, "no_worker", "m");
         loading.retry_after = Some(Duration::from_millis(2100));
         assert_eq!(error_response(&loading, StatusCode::OK).headers()["retry-after"], "3");
+    }
+
+    #[test]
+    fn a_limit_of_the_client_itself_has_a_status_of_its_own_at_every_interface() {
+        let mut error = DaemonError::queue_full("m");
+        assert_eq!(error_response(&error, StatusCode::SERVICE_UNAVAILABLE).status(), 503);
+        error.own_limit = true;
+        error.retry_after = Some(Duration::from_millis(1200));
+        let response = error_response(&error, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (429, &HeaderValue::from(2)));
     }
 
     #[tokio::test]

@@ -63,12 +63,18 @@ impl Code {
     }
 }
 
+/// The reason of a request for which there is no room at the moment.
+const QUEUE_FULL: &str = "queue_full";
+
+/// The limits in the details of `queue_full` that are the client's own.
+const OWN_LIMITS: [&str; 3] = ["rate", "max_outstanding", "authentication"];
+
 /// When to try again if nothing more precise is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Reasons of requests that were not run and may succeed later, also if the daemon states no time. `no_worker` is none of
 /// them: the daemon states a time where a worker is to come.
-const TEMPORARY: [&str; 3] = ["queue_full", "draining", "not_connected"];
+const TEMPORARY: [&str; 3] = [QUEUE_FULL, "draining", "not_connected"];
 
 /// The reason of a request that names nobody, or somebody whom the daemon does not know any more.
 pub const UNAUTHENTICATED: &str = "unauthenticated";
@@ -98,6 +104,8 @@ struct ErrorDetails<'a> {
     field: Option<&'a RawValue>,
     #[serde(borrow)]
     retry_after_ms: Option<&'a RawValue>,
+    #[serde(borrow)]
+    limit: Option<&'a RawValue>,
     /// Of a `model_error`: the status that the model's exception stands for.
     #[serde(borrow)]
     status: Option<&'a RawValue>,
@@ -119,11 +127,20 @@ pub struct DaemonError {
     pub field: Option<String>,
     /// When to try again, if the daemon states it. See also the method of this name.
     pub retry_after: Option<Duration>,
+    /// Whether the client itself asks for too much: its principal's limits, or too many wrong tokens. Others are served.
+    pub own_limit: bool,
 }
 
 impl DaemonError {
     pub fn new(code: Code, reason: &str, message: impl Into<String>) -> Self {
-        Self { code, reason: reason.to_owned(), message: message.into(), field: None, retry_after: None }
+        Self {
+            code,
+            reason: reason.to_owned(),
+            message: message.into(),
+            field: None,
+            retry_after: None,
+            own_limit: false,
+        }
     }
 
     /// A request that is wrong in itself (INVALID_ARGUMENT / `malformed`).
@@ -172,6 +189,7 @@ impl DaemonError {
         let retry_after_ms: Option<f64> = read(details.retry_after_ms);
         // Other servers of TensorFlow models answer with the status of the exception; MT1's own code is always INTERNAL.
         let status: Option<String> = read(details.status).filter(|_| error.reason == "model_error");
+        let limit: Option<String> = read(details.limit).filter(|_| error.reason == QUEUE_FULL);
         let stated = status.and_then(|name| Code::from_name(&name));
         Self {
             code: stated.or_else(|| Code::from_name(&error.code)).unwrap_or(Code::Unknown),
@@ -179,6 +197,7 @@ impl DaemonError {
             message: error.message,
             field: read(details.field),
             retry_after: retry_after_ms.and_then(|ms| Duration::try_from_secs_f64(ms / 1000.0).ok()),
+            own_limit: limit.is_some_and(|limit| OWN_LIMITS.contains(&limit.as_str())),
         }
     }
 
@@ -224,6 +243,23 @@ mod tests {
         assert_eq!((error.field.as_deref(), error.retry_after), (Some("x"), Some(Duration::from_millis(1500))));
         assert_eq!(DaemonError::from_header(br#"{"error": {"code": "NEW"}}"#).code, Code::Unknown);
         assert_eq!(DaemonError::from_header(b"[]").code, Code::Internal);
+    }
+
+    #[test]
+    fn limits_of_the_client_itself_are_told_from_a_full_queue() {
+        for (reason, details, expected) in [
+            ("queue_full", r#"{"limit": "rate", "retry_after_ms": 5}"#, true),
+            ("queue_full", r#"{"limit": "max_outstanding"}"#, true),
+            ("queue_full", r#"{"limit": "authentication"}"#, true),
+            ("queue_full", r#"{"limit": "max_queue"}"#, false),
+            ("queue_full", r#"{"limit": 3}"#, false),
+            ("queue_full", "{}", false),
+            ("model_error", r#"{"limit": "rate"}"#, false),
+        ] {
+            let header =
+                format!(r#"{{"error": {{"code": "RESOURCE_EXHAUSTED", "reason": "{reason}", "details": {details}}}}}"#);
+            assert_eq!(DaemonError::from_header(header.as_bytes()).own_limit, expected, "{header}");
+        }
     }
 
     #[test]

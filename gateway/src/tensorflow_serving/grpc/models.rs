@@ -35,6 +35,8 @@ pub async fn reload(
     request: messages::ReloadConfigRequest,
 ) -> Result<messages::ReloadConfigResponse, DaemonError> {
     repository::check_allowed(context)?;
+    // Whether the client may is asked first: there may be nothing to order, and an error tells about the configuration.
+    context.daemon.operate("MT1:reload", json!({"dry_run": true})).await?;
     let status = context.daemon.call("MT1:status", json!({})).await?;
     let orders = orders(&request, &configured(&status))?;
     for (kind, model) in orders {
