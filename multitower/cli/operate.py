@@ -38,9 +38,18 @@ def reload(client: Client) -> int:
     reply = _order(client, wire.RELOAD, {})
     changes = [f"{word} {_join(reply[key])}" for key, word in _CHANGES.items() if reply[key]]
     click.echo(f"reloaded; slots {'; '.join(changes)}" if changes else "reloaded; no slot had to change")
+    if isinstance(reply.get("principals"), dict):
+        click.echo(_principals(reply["principals"]))
     for key in reply.get("at_next_start", ()):
         click.echo(f"{key} applies to workers that start from now on; `multitower restart SLOT` starts one")
     return Exit.OK
+
+
+def _principals(changes: dict[str, Any]) -> str:
+    """Returns what a reload has changed about the principals: who has just been let in, or locked out."""
+    named = [f"{key}: {', '.join(changes[key])}" for key in ("added", "removed", "changed") if changes.get(key)]
+    text = f"principals: {changes.get('number', 0)} ({'; '.join(named) if named else 'none changed'})"
+    return text if changes.get("number") else f"{text}: nobody is let in over tcp, HTTP and gRPC"
 
 
 def _restartable(context: click.Context, parameter: click.Parameter, value: str) -> int | str:

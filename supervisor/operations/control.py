@@ -119,8 +119,7 @@ class ControlSocket:
             if isinstance(answer, MultitowerError) and front.entrance is not None:
                 answer = without_names(peer, answer)
             if operation is not None and operation.changes:
-                error = answer if isinstance(answer, MultitowerError) else None
-                self._audit.note(operation.name, peer.name, origin, header, error)
+                self._audit.note(operation.name, peer.name, origin, header, answer)
             front.answer(incoming.address, id, answer)
 
         try:

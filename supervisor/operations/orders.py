@@ -75,8 +75,9 @@ class Orders:
         """Reads and checks the configuration in a thread, then applies it.
 
         Args:
-            done: called with the answer: the slots that were `renewed`, `added` and `removed`, or why nothing or not
-                everything was changed. While a reload is under way: `reload_in_progress`; another one follows it.
+            done: called with the answer: the slots that were `renewed`, `added` and `removed`, with `security` the
+                `principals` likewise; or why nothing or not everything was changed. While a reload is under way:
+                `reload_in_progress`; another one follows it.
             read_s: seconds that reading may take; then the order fails.
         """
         if not self._context.lifecycle.running:
@@ -158,6 +159,9 @@ class Orders:
         new = new.keeping_loaded({spec.name for spec in settings.current.worker_settings.models})
 
         def applied(changed: dict[str, Any], error: str | None) -> None:
+            principals = self._principals.take_changes()
+            if principals is not None:
+                changed["principals"] = principals
             if error is None:
                 settings.current = new
             if self._gateway is not None:

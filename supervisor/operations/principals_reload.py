@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from typing import Any
 
 from ..config.config import Config
 from ..config.principals import Principals
@@ -42,6 +43,7 @@ class PrincipalsReload:
         self._background = background
         self._read_config = read_config
         self._numbers = itertools.count(1)
+        self._in_force = self._reported = settings.current.config.principals
         self._applied = 0
         self._reading = False
         self._again = False
@@ -59,7 +61,22 @@ class PrincipalsReload:
         """
         if self._access is not None and principals is not None and number > self._applied:
             self._applied = number
+            before, self._in_force = self._in_force, principals
             self._access.apply(principals)
+            changes = differences(before, principals)
+            if any(changes.values()):
+                event(log, logging.INFO, "principals changed", number=len(principals.by_name), **changes)
+
+    def take_changes(self) -> dict[str, Any] | None:
+        """Returns who was `added`, `removed` and `changed` since the last call, and the `number` in force.
+
+        None without `security`.
+        """
+        if self._in_force is None:
+            return None
+        changes = differences(self._reported, self._in_force)
+        self._reported = self._in_force
+        return {"number": len(self._in_force.by_name), **changes}
 
     def start(self) -> None:
         """Reads the configuration; if it is right, its principals are in force when it has been read.
@@ -83,3 +100,13 @@ class PrincipalsReload:
         again, self._again = self._again, False
         if again:
             self.start()
+
+
+def differences(old: Principals | None, new: Principals) -> dict[str, list[str]]:
+    """Returns the names of the principals that were `added`, `removed` and `changed`, in the order of the files."""
+    former = old.by_name if old is not None else {}
+    return {
+        "added": [name for name in new.by_name if name not in former],
+        "removed": [name for name in former if name not in new.by_name],
+        "changed": [name for name, each in new.by_name.items() if name in former and former[name] != each],
+    }

@@ -87,14 +87,12 @@ class Audit:
 
         def watched(answer: Answer) -> None:
             error = answer if isinstance(answer, MultitowerError) else None
-            self._write(operation, who, origin, what, error)
+            self._write(operation, who, origin, what | changed_principals(answer), error)
             done(answer)
 
         return watched
 
-    def note(
-        self, operation: str, who: str, origin: str, header: Mapping[str, Any], error: MultitowerError | None
-    ) -> None:
+    def note(self, operation: str, who: str, origin: str, header: Mapping[str, Any], answer: object) -> None:
         """Writes the outcome of an operation.
 
         Args:
@@ -102,9 +100,10 @@ class Audit:
             who: likewise.
             origin: likewise.
             header: likewise.
-            error: that it was answered with; None if it was carried out.
+            answer: to it; an error if it was not carried out.
         """
-        self._write(operation, who, origin, described(header), error)
+        error = answer if isinstance(answer, MultitowerError) else None
+        self._write(operation, who, origin, described(header) | changed_principals(answer), error)
 
     def _write(
         self, operation: str, who: str, origin: str, what: Mapping[str, Any], error: MultitowerError | None
@@ -161,6 +160,16 @@ class Audit:
             refusals.bucket.wait_s(now)
             if refusals.bucket.full and not refusals.not_logged:
                 del self._refused[asker]
+
+
+def changed_principals(answer: object) -> dict[str, Any]:
+    """Returns whom a reload has added, removed or changed, as far as it has."""
+    details = answer.details if isinstance(answer, MultitowerError) else answer
+    principals = details.get("principals") if isinstance(details, Mapping) else None
+    if not isinstance(principals, Mapping):
+        return {}
+    changes = {f"principals_{key}": principals.get(key) for key in ("added", "removed", "changed")}
+    return {key: ",".join(names)[:MAX_WHAT] for key, names in changes.items() if names}
 
 
 def described(header: Mapping[str, Any]) -> dict[str, Any]:

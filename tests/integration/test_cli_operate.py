@@ -24,12 +24,14 @@ class Script:
     Attributes:
         orders: the headers of the orders that were received.
         answers: whether it answers orders.
+        reply: what its answers have besides.
         control: the control endpoint that its status names.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.orders: list[dict[str, Any]] = []
         self.answers = True
+        self.reply: dict[str, Any] = {"at_next_start": ["heartbeat"]}
         self.control = endpoint
 
     def answer(self, request: Received) -> list[bytes] | None:
@@ -37,7 +39,7 @@ class Script:
             return fake_daemon.ok(request.id, {"daemon": {"control": self.control}})
         if request.kind in (wire.RELOAD, wire.LOAD):
             self.orders.append(request.json)
-            reply = {"renewed": [], "added": [], "removed": [], "slots": [0], "at_next_start": ["heartbeat"]}
+            reply = {"renewed": [], "added": [], "removed": [], "slots": [0], **self.reply}
             return fake_daemon.ok(request.id, reply) if self.answers else None
         return None
 
@@ -83,6 +85,23 @@ def test_a_reload_names_the_keys_that_running_workers_do_not_have_yet(script: Sc
         "reloaded; no slot had to change",
         "heartbeat applies to workers that start from now on; `multitower restart SLOT` starts one",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"number": 6, "added": ["rt"], "removed": ["ana", "bo"], "changed": []}, "6 (added: rt; removed: ana, bo)"),
+        ({"number": 6, "added": [], "removed": [], "changed": []}, "6 (none changed)"),
+        (
+            {"number": 0, "added": [], "removed": ["ana"], "changed": []},
+            "0 (removed: ana): nobody is let in over tcp, HTTP and gRPC",
+        ),
+    ],
+)
+def test_a_reload_says_whom_it_has_let_in_or_locked_out(script: Script, changes: dict[str, Any], line: str) -> None:
+    script.reply = {"principals": changes}
+    code, out, _ = multitower("reload")
+    assert (code, out.splitlines()) == (Exit.OK, ["reloaded; no slot had to change", f"principals: {line}"])
 
 
 def test_an_order_that_was_not_given_in_time_changes_nothing(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,20 @@ def test_what_an_operation_concerns(scene: Scene, header: dict[str, Any], what: 
     assert {key: value for key, value in event.items() if key not in known} == what
 
 
+def test_a_reload_is_written_with_the_principals_that_it_changed(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "multitower.audit")
+    answer = {"principals": {"number": 1, "added": ["a", "b"], "removed": ["c"], "changed": []}}
+    scene.audit.note("reload", "alice", "", {}, answer)
+    scene.audit.watch("reload", "signal", "SIGHUP", {}, lambda _: None)(answer)
+    for record in caplog.records:
+        fields = record.__dict__["fields"]
+        assert (fields["outcome"], fields["principals_added"], fields["principals_removed"]) == ("ok", "a,b", "c")
+        assert "principals_changed" not in fields
+    assert len(caplog.records) == 2
+
+
 def test_a_failure_has_its_reason_and_its_cause(scene: Scene) -> None:
     error = make(Reason.ORDER_FAILED, "'digits' could not be loaded: no weights")
     scene.audit.note("load", "alice", "", {"model_name": "digits"}, error)

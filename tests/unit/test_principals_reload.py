@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,7 +33,7 @@ class Scene:
     def __init__(self, *, secured: bool = True) -> None:
         self.in_force: list[str] = []
         self.jobs: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
-        access = SimpleNamespace(apply=lambda each: self.in_force.append(*each.by_name))
+        access = SimpleNamespace(apply=lambda each: self.in_force.extend(each.by_name))
         settings = SimpleNamespace(current=SimpleNamespace(config=Read("first")))
         background = SimpleNamespace(run=lambda job, then: self.jobs.append((job, then)))
         self.reload = PrincipalsReload(
@@ -95,3 +96,23 @@ def test_without_locks_nothing_is_read() -> None:
     scene.reload.start()
     scene.reload.apply(principals("new"), scene.reload.began_to_read())
     assert (scene.jobs, scene.in_force) == ([], [])
+
+
+def test_a_reload_says_who_was_added_removed_and_changed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "multitower.daemon")
+    scene = Scene()
+    one, two = (Principals([Principal(name, roles) for name, roles in each]) for each in (
+        [("first", frozenset({Role.INFER})), ("second", frozenset(Role))],
+        [("second", frozenset(Role)), ("third", frozenset(Role))],
+    ))  # fmt: skip
+    scene.reload.apply(one, scene.reload.began_to_read())
+    assert scene.reload.take_changes() == {"number": 2, "added": ["second"], "removed": [], "changed": ["first"]}
+    # What was put in force before the reload, whose turn had not come, is told with the reload's own.
+    scene.reload.apply(two, scene.reload.began_to_read())
+    scene.reload.apply(Principals(), scene.reload.began_to_read())
+    scene.reload.apply(two, scene.reload.began_to_read())
+    assert scene.reload.take_changes() == {"number": 2, "added": ["third"], "removed": ["first"], "changed": []}
+    assert scene.reload.take_changes() == {"number": 2, "added": [], "removed": [], "changed": []}
+    fields = [record.__dict__["fields"] for record in caplog.records]
+    assert fields[1] == {"number": 2, "added": ["third"], "removed": ["first"], "changed": []}
+    assert len(fields) == 4
