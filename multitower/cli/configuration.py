@@ -55,6 +55,7 @@ def check(config: Path, overrides: tuple[str, ...], with_devices: bool) -> None:
     click.echo(f"{config} is correct.")
     _show("listen", settings.listen)
     _show("gateway", _gateway(settings))
+    _show("access", _access(settings))
     _show("devices", [_selection(settings)])
     _show("models", _models(settings))
     _show("limits", _limits(settings))
@@ -74,6 +75,34 @@ def _gateway(config: Config) -> Iterator[str]:
     if config.gateway is not None:
         served = {"HTTP": config.gateway.http, "gRPC": config.gateway.grpc}
         yield "; ".join(f"{protocol} on {', '.join(addresses)}" for protocol, addresses in served.items() if addresses)
+
+
+def _access(config: Config) -> Iterator[str]:
+    """Lines about who gets in, and what may lock somebody out; none without `security` and TLS."""
+    from multitower.supervisor.config.principals import unmatched
+
+    if config.security is not None and config.principals is not None:
+        principals = config.principals.by_name.values()
+        keys, tokens = (
+            sum(bool(each.public_keys) for each in principals),
+            sum(bool(each.token_hashes) for each in principals),
+        )
+        curve = "CURVE" if config.security.curve is not None else "no CURVE"
+        yield f"{curve}; principals: {len(principals)} ({keys} with a key, {tokens} with a token)"
+        if not principals:
+            yield "note: without a principal nobody is let in over tcp, HTTP and gRPC"
+        names = [model.name for model in config.models]
+        for name, patterns in unmatched(config.principals, names).items():
+            yield f"note: {name}: {', '.join(patterns)} matches no model of this configuration"
+    tls = config.gateway.tls if config.gateway is not None else None
+    if tls is not None:
+        from datetime import UTC, datetime
+
+        from multitower.tools.doctor.findings import Level
+        from multitower.tools.doctor.security import certificate_finding
+
+        finding = certificate_finding("TLS", tls.certificate, datetime.now(UTC))
+        yield finding.text if finding.level is Level.OK else f"warning: {finding.text}"
 
 
 def _selection(config: Config) -> str:

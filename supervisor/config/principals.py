@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -86,6 +87,21 @@ class Principals:
         return isinstance(other, Principals) and self.by_name == other.by_name
 
     __hash__ = None  # type: ignore[assignment]  # it holds mappings
+
+
+def unmatched(principals: Principals, models: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the names and patterns that match no model, by principal: most are mistakes of writing.
+
+    Args:
+        principals: whose `models` are looked at.
+        models: the names of all that are configured.
+    """
+    known = tuple(models)
+    found = {
+        name: [pattern for pattern in each.models or () if not any(fnmatchcase(model, pattern) for model in known)]
+        for name, each in principals.by_name.items()
+    }
+    return {name: patterns for name, patterns in found.items() if patterns}
 
 
 def parse_token_hash(value: object) -> TokenHash:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_gpus import UUIDS, FakeGpus
+from made_security import make_keys, make_security, write_certificate, write_principals
 
 from multitower.exit_codes import Exit
 
@@ -54,6 +55,25 @@ def test_a_correct_configuration_is_summarized(folder: Path) -> None:
         "           if every slot fails, the daemon runs on (exit_when_failed: false)",
         "Only the file was checked; --devices also checks it against this machine's devices.",
     ]
+
+
+def test_who_gets_in_is_shown_and_what_locks_somebody_out(folder: Path) -> None:
+    entry = {"roles": ["infer"], "public_key": make_keys().public}
+    make_security(folder, [{"name": "one", "models": ["digits", "thumb-*"], **entry}])
+    certificate, key = write_certificate(folder)
+    (folder / "x.yaml").write_text(f"""{TEXT}
+listen: ["tcp://0.0.0.0:5555"]
+security: {{curve: {{secret_key: server.key_secret}}, principals: principals.yaml}}
+gateway: {{http: "0.0.0.0:8000", tls: {{certificate: {certificate}, private_key: {key}}}}}
+""")
+    done = check(folder, "x.yaml")
+    assert done.returncode == Exit.OK, done.stderr
+    lines = done.stdout.splitlines()
+    at = lines.index("  access   CURVE; principals: 1 (1 with a key, 0 with a token)")
+    assert lines[at + 1] == "           note: one: thumb-* matches no model of this configuration"
+    assert f"TLS: {certificate} " in lines[at + 2]
+    write_principals(folder / "principals.yaml", [])
+    assert "note: without a principal nobody is let in over tcp, HTTP and gRPC" in check(folder, "x.yaml").stdout
 
 
 def test_overrides_are_applied(folder: Path) -> None:

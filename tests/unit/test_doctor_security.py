@@ -10,6 +10,7 @@ import pytest
 import zmq
 from doctor_findings import worst
 from fake_daemon import FakeDaemon
+from made_security import make_keys, write_principals
 
 from multitower import curve_keys
 from multitower.supervisor.config.loading import load
@@ -214,6 +215,18 @@ def test_security_is_examined(tmp_path: Path, key: Path) -> None:
     assert str(key) in found[1].text
     assert str(principals) in found[2].text
     assert found[3].text == f"0 principals in {principals}"
+
+
+def test_a_pattern_that_matches_no_model_is_a_warning(tmp_path: Path, key: Path) -> None:
+    entries = [
+        {"name": "one", "roles": ["infer"], "models": ["m", "[lm]", "rest-*"], "public_key": make_keys().public},
+        {"name": "two", "roles": ["infer"], "models": ["*"], "public_key": make_keys().public},
+        {"name": "all", "roles": ["infer"], "public_key": make_keys().public},
+    ]
+    principals = write_principals(tmp_path / "principals.yaml", entries)
+    text = f"security: {{curve: {{secret_key: {key}}}, principals: {principals}}}\nlisten: ['tcp://0.0.0.0:5555']\n"
+    warnings = [each.text for each in findings_of(tmp_path, text) if each.level is Level.WARNING]
+    assert warnings == ["one: rest-* matches no model of this configuration"]
 
 
 # Others.

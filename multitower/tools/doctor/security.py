@@ -17,6 +17,7 @@ import zmq
 
 from multitower.account_names import user_name
 from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.principals import unmatched
 from multitower.tools.doctor.certificates import CertificateError, read_validities
 from multitower.tools.doctor.findings import Finding, Level, with_number
 
@@ -47,6 +48,9 @@ def findings(config: Config) -> Iterator[Finding]:
         level = Level.OK if config.principals.by_name else Level.WARNING
         advice = None if config.principals.by_name else "`multitower keys add` adds one"
         yield Finding(SECTION, level, f"{number} in {config.security.principals}", advice)
+        for name, patterns in unmatched(config.principals, [model.name for model in config.models]).items():
+            text = f"{name}: {', '.join(patterns)} matches no model of this configuration"
+            yield Finding(SECTION, Level.WARNING, text, f"correct `models` of {name} in {config.security.principals}")
     tls = config.gateway.tls if config.gateway is not None else None
     if tls is not None:
         yield from guarded_findings("the gateway's private key", tls.private_key)
