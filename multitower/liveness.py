@@ -7,6 +7,7 @@ Connections over ipc need neither: the kernel ends them with the process.
 
 from __future__ import annotations
 
+import socket
 from typing import Final
 
 import zmq
@@ -58,3 +59,26 @@ def socket_options(endpoint: str, peer_timeout_s: float) -> dict[int, int]:
         # While a large frame waits to be written, libzmq sends no heartbeat, and the kernel no probe.
         zmq.TCP_MAXRT: 4 * quarter_ms,
     }
+
+
+def watch_connection(connection: socket.socket, peer_timeout_s: float) -> None:
+    """Has the kernel end a TCP connection whose peer is silent; see `socket_options`.
+
+    Args:
+        connection: an open one.
+        peer_timeout_s: seconds after which a peer that sends nothing counts as gone; 0 for never.
+
+    Raises:
+        OSError: it has ended.
+    """
+    if peer_timeout_s == 0:
+        return
+    quarter_s = max(1, round(peer_timeout_s / 4))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, quarter_s),
+        (socket.TCP_KEEPINTVL, quarter_s),
+        (socket.TCP_KEEPCNT, _PROBES),
+        (socket.TCP_USER_TIMEOUT, 4 * max(1, int(peer_timeout_s * 250))),
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)

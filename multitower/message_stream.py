@@ -1,4 +1,4 @@
-"""A ZeroMQ connection that is served by its owner's thread: messages on a Unix stream socket.
+"""A ZeroMQ connection that is served by its owner's thread: messages on a stream socket.
 
 libzmq serves its connections with a thread of its own: a message wakes two threads on each side. Here the owner waits
 for the socket directly, and a message wakes one thread. Both ends between the daemon and a worker are such streams, and
@@ -132,6 +132,20 @@ class MessageStream:
         pongs, self._decoder.pongs = self._decoder.pongs, []
         if not self.unsent:
             self._write([b"".join(pongs)])
+
+    @property
+    def peer_type(self) -> str:
+        """The type of the peer's socket; "" until its part of the handshake has been read."""
+        return self._decoder.peer_type
+
+    @property
+    def knows_pings(self) -> bool:
+        """Whether the peer has said that it answers heartbeats."""
+        return self._decoder.knows_pings
+
+    def ping(self) -> None:
+        """Sends a heartbeat, behind what is kept."""
+        self._write([zmtp.ping()])
 
     def send(self, message: Sequence[Any]) -> None:
         """Sends a message; what the kernel does not take at once is kept, in order."""

@@ -86,6 +86,11 @@ def ready(socket_type: str) -> bytes:
     return command(b"READY", data)
 
 
+def ping() -> bytes:
+    """The command PING, without a context and a time to live, which the peer must answer."""
+    return command(b"PING", bytes(_PING_TTL_BYTES))
+
+
 def encode(message: Sequence[Any]) -> list[Any]:
     """The bytes of a message, as buffers that must be written one after the other.
 
@@ -155,16 +160,19 @@ class Decoder:
 
     Attributes:
         peer_type: the type of the peer's socket; "" until its READY has been read.
+        knows_pings: whether the peer speaks ZMTP 3.1, which has heartbeats; False until its READY has been read.
         pongs: commands that must be sent to the peer: the answers to its pings. The owner removes them.
     """
 
     def __init__(self, socket_type: str, allocate: Callable[[int], memoryview], limits: Limits = NO_LIMITS) -> None:
         self._max_frame_bytes, self._max_frames, self._max_message_bytes = limits
         self.peer_type = ""
+        self.knows_pings = False
         self.pongs: list[bytes] = []
         self._socket_type = socket_type
         self._allocate = allocate
         self._greeted = False
+        self._version = (0, 0)
         self._data = b""
         self._position = 0
         self._frames: list[Any] = []
@@ -299,6 +307,7 @@ class Decoder:
                 return False
             self._position += len(GREETING)
             self._greeted = True
+            self._version = (greeting[10], greeting[11])
         data, start = self._data, self._position
         if len(data) < start + 2:
             return False
@@ -319,6 +328,7 @@ class Decoder:
             return False
         self._position = start + length
         self.peer_type = self._read_ready(data[start : start + length])
+        self.knows_pings = self._version >= (3, 1)
         return True
 
     def _read_ready(self, body: bytes) -> str:

@@ -28,7 +28,7 @@ from ..loop.runtime_dir import HeldError, NotBindableYetError
 from ..loop.socket_path import SocketPath
 from ..routing.binding import IPC, bind, listen_on_path, listening_error, take_path
 from ..routing.endpoints import FIRST_RETRY_S, MAX_RETRY_S, RESOLVE_S, TOUCH_S, find_addresses
-from ..routing.listener import take_listening_socket
+from ..routing.tcp_listener import take_listening_socket
 
 log = logging.getLogger("multitower.daemon")
 

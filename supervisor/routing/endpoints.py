@@ -37,6 +37,7 @@ from .connections import Connections
 from .front_socket import FrontSocket
 from .router_front import RouterFront
 from .stream_front import StreamFront
+from .tcp_listener import TcpListener
 from .unread import UnreadReplies
 
 log = logging.getLogger("multitower.daemon")
@@ -141,16 +142,6 @@ class Endpoints:
             stack.callback(self.context.destroy, linger=0)
             # Before the first endpoint is bound.
             self.zap = ZapHandler(self.context, access) if access is not None and curve is not None else None
-            self._open_tcp = functools.partial(
-                RouterFront,
-                self.context,
-                max_message_size=max_message_size,
-                unread=unread,
-                peer_timeout_s=peer_timeout_s,
-                connections=connections,
-                entrance=CurveEntrance(access) if access is not None else None,
-                curve=curve if access is not None else None,
-            )
             self._open_ipc = functools.partial(
                 StreamFront,
                 max_message_size=max_message_size,
@@ -158,6 +149,21 @@ class Endpoints:
                 connections=connections,
                 entrance=LocalEntrance(access) if access is not None else None,
             )
+            self._open_tcp: Callable[[str], FrontSocket]
+            if access is None:
+                listen_on_tcp = functools.partial(TcpListener, self.context, peer_timeout_s)
+                self._open_tcp = functools.partial(self._open_ipc, listen=listen_on_tcp)
+            else:
+                self._open_tcp = functools.partial(
+                    RouterFront,
+                    self.context,
+                    max_message_size=max_message_size,
+                    unread=unread,
+                    peer_timeout_s=peer_timeout_s,
+                    connections=connections,
+                    entrance=CurveEntrance(access),
+                    curve=curve,
+                )
             unresolved = set() if background is None else _find_unresolved(listen)
             for endpoint in listen:
                 if endpoint in unresolved:
@@ -309,9 +315,9 @@ class Endpoints:
         for front in self._private():
             front.close(CONTROL_LINGER_MS if linger_ms else 0)
         self.control_connections.close()
-        # Over tcp, libzmq goes on while the others are closed, one after the other.
+        # With CURVE, libzmq goes on while the others are closed, one after the other.
         until = time.monotonic() + linger_ms / 1000
-        for front in sorted(self.fronts, key=lambda front: front.local):
+        for front in sorted(self.fronts, key=lambda front: isinstance(front, StreamFront)):
             front.close(max(0, int(1000 * (until - time.monotonic()))))
         if self.zap is not None:
             self.zap.close()

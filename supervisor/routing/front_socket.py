@@ -1,7 +1,7 @@
 """A front socket: the endpoint that clients connect to. It reads requests and sends replies, and never blocks.
 
 The router has one for each address of `listen`, one for the gateway, and the control endpoint is one too. There are two
-kinds: over tcp, `router_front.py` is a ROUTER socket of libzmq; `stream_front.py` serves Unix sockets without libzmq.
+kinds: `stream_front.py` serves its connections without libzmq; for CURVE, `router_front.py` is a ROUTER of libzmq.
 """
 
 from __future__ import annotations

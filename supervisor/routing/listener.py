@@ -23,12 +23,10 @@ close the valve, libzmq accepts only that many connections more.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import select
 import socket
 import time
-from collections.abc import Callable
 from typing import Final
 
 import zmq
@@ -36,6 +34,7 @@ import zmq
 from multitower import frames
 
 from .acceptor import Acceptor
+from .tcp_listener import WATCH_S, monitor_address, monitor_value
 
 MONITOR_QUEUE: Final = 1001
 """Events: libzmq's default of 1000 where the monitor sends, and 1 where the daemon receives."""
@@ -45,11 +44,6 @@ ACCEPT_MS: Final = 2
 
 SPIN_S: Final = 0.0003
 """Seconds for which the daemon looks for the first connection again and again, before it sleeps."""
-
-WATCH_S: Final = 5.0
-"""Seconds until libzmq's thread must have begun to poll the descriptor."""
-
-_monitors = itertools.count()
 
 
 class Listener(Acceptor):
@@ -75,7 +69,7 @@ class Listener(Acceptor):
         with contextlib.ExitStack() as undo:
             self._valve = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             undo.callback(os.close, self._valve)
-            monitor = _monitor_address()
+            monitor = monitor_address()
             front.monitor(monitor, zmq.EVENT_ACCEPTED)
             undo.callback(front.disable_monitor)
             self._monitor = context.socket(zmq.PAIR)
@@ -122,7 +116,7 @@ class Listener(Acceptor):
                 event = self._monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return found
-            found.append(_value(event))
+            found.append(monitor_value(event))
 
     def set_backlog(self, connections: int) -> None:
         """Sets how many connections may wait to be accepted."""
@@ -139,16 +133,6 @@ class Listener(Acceptor):
         self._monitor.close(0)
         self._listening.close()
         os.close(self._valve)
-
-
-def _monitor_address() -> str:
-    """A new address. libzmq frees that of a closed monitor some time later: until then a bind would find it in use."""
-    return f"inproc://monitor-{next(_monitors)}"
-
-
-def _value(event: list[bytes]) -> int:
-    """The value of an event of a monitor: in 32 bits, after 16 bits for the event (zmq_socket_monitor(3))."""
-    return int.from_bytes(event[0][2:6], "little", signed=True)
 
 
 def _wait_until_watched(descriptor: int, others: set[int]) -> int:
@@ -182,38 +166,3 @@ def _watching(descriptor: int) -> set[int]:
                         if words[:1] == [b"tfd:"] and int(words[1]) == descriptor:
                             watching.add(int(number))
     return watching
-
-
-def take_listening_socket(
-    context: zmq.Context[zmq.Socket[bytes]], bind: Callable[[zmq.Socket[bytes]], None], backlog: int
-) -> tuple[socket.socket, str]:
-    """Lets libzmq, which knows how to read its addresses, make a listening socket, and takes it over.
-
-    Args:
-        context: the router's ZeroMQ context.
-        bind: binds a ZeroMQ socket to a tcp address.
-        backlog: connections that may wait to be accepted.
-
-    Returns:
-        The socket, and the endpoint as bound.
-
-    Raises:
-        zmq.ZMQError: it cannot be bound.
-    """
-    with context.socket(zmq.ROUTER) as binder, context.socket(zmq.PAIR) as monitor:
-        binder.set(zmq.LINGER, 0)
-        binder.set(zmq.BACKLOG, backlog)
-        address = _monitor_address()
-        binder.monitor(address, zmq.EVENT_LISTENING | zmq.EVENT_CLOSED)
-        try:
-            monitor.connect(address)
-            bind(binder)
-            event = monitor.recv_multipart(zmq.NOBLOCK)  # sent by `bind` itself
-            listening = socket.socket(fileno=os.dup(_value(event)))
-            endpoint = binder.getsockopt_string(zmq.LAST_ENDPOINT)
-            # A client that is accepted before the binder has stopped listening is disconnected, and connects again.
-            binder.unbind(endpoint)
-            monitor.poll(round(WATCH_S * 1000))
-        finally:
-            binder.disable_monitor()
-        return listening, endpoint

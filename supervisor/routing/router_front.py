@@ -19,7 +19,8 @@ from ..security.zap import DOMAIN
 from .binding import bind, bind_error, listening_error
 from .connections import Connections
 from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming
-from .listener import Listener, take_listening_socket
+from .listener import Listener
+from .tcp_listener import take_listening_socket
 from .unread import MANY_MARK_BYTES, MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
 
 HANDSHAKE_MS = 5000

@@ -1,4 +1,4 @@
-"""A front socket of Unix stream sockets that the daemon's loop reads and writes itself, without a thread of libzmq.
+"""A front socket of stream sockets that the daemon's loop reads and writes itself, without a thread of libzmq.
 
 It is a ZeroMQ ROUTER socket on the wire (ZMTP 3, mechanism NULL; `multitower/message_stream.py`): DEALER, REQ and
 ROUTER sockets may connect. A request wakes one thread here and its reply none; libzmq wakes two on the way in and one
@@ -17,7 +17,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from multitower import tensors, wire, zmtp
@@ -28,17 +28,15 @@ from multitower.zmtp import ZmtpError
 from ..loop.log import event
 from ..loop.reactor import unwatched
 from ..security.entrance import Entrance
-from .acceptor import PathListener
+from .acceptor import PathListener, StreamListener
 from .binding import listening_error
 from .connections import Connections
 from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming
-from .stream_peer import StreamPeer, Written, read_credentials
+from .peer_watch import PeerWatch
+from .stream_peer import StreamPeer, Written
 from .unread import REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
 
 log = logging.getLogger("multitower.router")
-
-HANDSHAKE_S: Final = 30.0
-"""Seconds that a new connection has for its greeting, as with libzmq."""
 
 READS: Final = 8
 """System calls that read from one connection in a turn, while it has more."""
@@ -55,10 +53,10 @@ _buffers: Final = Buffers(MAX_FREE_BYTES)
 
 
 class StreamFront(FrontSocket):
-    """One bound Unix socket, and its connections.
+    """One bound socket, and its connections.
 
     Args:
-        endpoint: `ipc://PATH`.
+        endpoint: `ipc://PATH`, or what `listen` can bind.
         max_message_size: bytes of a request. A connection that sends a frame of over twice that is closed.
         unread: counts what clients leave unread; shared by all front sockets.
         connections: says when clients are accepted.
@@ -79,6 +77,7 @@ class StreamFront(FrontSocket):
         connections: Connections,
         buffer_bytes: int = 0,
         entrance: Entrance | None = None,
+        listen: Callable[[str, Connections, Callable[[socket.socket], None]], StreamListener] = PathListener,
     ) -> None:
         super().__init__(endpoint, unread, connections, entrance)
         # What a message with too many bytes has is kept until there are too many, so that it gets its error.
@@ -89,7 +88,6 @@ class StreamFront(FrontSocket):
         self._made = 0
         self._ready: deque[StreamPeer] = deque()
         self._held: list[StreamPeer] = []
-        self._opening: dict[StreamPeer, float] = {}  # until when each has time for its greeting
         self._refused = 0
         self._logged = 0.0
         try:
@@ -99,16 +97,18 @@ class StreamFront(FrontSocket):
         self._poll: select.epoll | None = poll
         self._descriptor = poll.fileno()
         try:
-            self._listener = PathListener(endpoint, connections, self._add)
+            self._listener = listen(endpoint, connections, self._add)
         except BaseException:
             poll.close()
             raise
+        self.endpoint = self._listener.endpoint
+        self._watch = PeerWatch(self._listener.peer_timeout_s)
         self.recheck = self.flush  # without a loop, nothing is collected
 
     @property
     def local(self) -> bool:
-        """Its clients run on this machine."""
-        return True
+        """See `FrontSocket.local`."""
+        return self._listener.local
 
     def restore(self, endpoint: str) -> bool:
         """See `FrontSocket.restore`."""
@@ -157,30 +157,28 @@ class StreamFront(FrontSocket):
         poll = self._poll
         assert poll is not None  # until `close`
         try:
-            credentials = read_credentials(connection)
+            origin = self._listener.prepare(connection)
             stream = MessageStream(connection, "ROUTER", _buffers.allocate, self._buffer_bytes, self._limits)
         except OSError:  # it has gone
             connection.close()
             return
         self._made += 1
         # Longer than the names that libzmq makes, and like these beginning with a zero byte.
-        peer = StreamPeer(self._made.to_bytes(9, "big"), stream, credentials)
+        peer = StreamPeer(self._made.to_bytes(9, "big"), stream, origin)
         self._peers[peer.name] = peer
         self._by_descriptor[peer.descriptor] = peer
-        self._opening[peer] = time.monotonic() + HANDSHAKE_S
+        self._watch.add(peer, time.monotonic())
         try:
             poll.register(peer.descriptor, select.EPOLLIN)
         except OSError:  # the system's limit of watched descriptors
             self._drop(peer)
 
     def tick(self, now: float) -> None:
-        """Closes connections that did not begin as they should; see `FrontSocket.tick`."""
-        for peer, until in list(self._opening.items()):
-            if until > now:
-                break
-            del self._opening[peer]
-            if not peer.stream.shake_hands():
-                self._refuse(peer, f"no handshake within {HANDSHAKE_S:.0f} s")
+        """Closes connections that did not begin as they should or are silent; see `FrontSocket.tick`."""
+        for peer, allowed in self._watch.take_late(now, self._connections.paused):
+            self._refuse(peer, f"no handshake within {allowed:.0f} s")
+        for peer in self._watch.take_silent(now):
+            self._drop(peer)
         if self._refused and now >= self._logged + LOG_EVERY_S:
             event(log, logging.WARNING, "connections are closed that do not follow the protocol", count=self._refused)
             self._refused, self._logged = 0, now
@@ -190,7 +188,7 @@ class StreamFront(FrontSocket):
         self._refused += 1
         if self._refused == 1 and time.monotonic() >= self._logged + LOG_EVERY_S:
             self._refused, self._logged = 0, time.monotonic()
-            fields = {"endpoint": self.endpoint, "pid": peer.credentials.pid, "cause": cause}
+            fields = {"endpoint": self.endpoint, **peer.origin.fields, "cause": cause}
             event(log, logging.WARNING, "a client's connection is closed", **fields)
         self._drop(peer)
 
@@ -204,7 +202,7 @@ class StreamFront(FrontSocket):
             # A process that is being started may have the descriptor, too; then closing it would not remove it.
             with contextlib.suppress(OSError):
                 self._poll.unregister(peer.descriptor)
-        self._opening.pop(peer, None)
+        self._watch.forget(peer)
         peer.stream.close()
         peer.arrived = False
         self._unread.collect(peer.backlog, time.monotonic())
@@ -241,7 +239,7 @@ class StreamFront(FrontSocket):
             if events & select.EPOLLOUT:
                 self._write_rest(peer)
             if events & ~select.EPOLLOUT:
-                peer.arrived = True
+                peer.arrived = peer.heard = True
                 if not peer.queued:
                     peer.queued = True
                     self._ready.append(peer)
@@ -270,8 +268,7 @@ class StreamFront(FrontSocket):
                 continue
             if message is not None:
                 if not peer.open:
-                    peer.open = True
-                    self._opening.pop(peer, None)
+                    self._watch.open(peer)
                 if peer.arrived or stream.undecoded:
                     peer.queued = True
                     ready.append(peer)
@@ -302,6 +299,8 @@ class StreamFront(FrontSocket):
     def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> bool:
         """Sends the reply to an executed request; see `FrontSocket.reply`."""
         small, large = REPLY_OVERHEAD, 0
+        if len(address) > 1:
+            small += sum(map(len, address)) - len(address[0])  # of proxies, of any size
         for frame in body:
             size = len(frame)
             if size < tensors.BULKY_BYTES:

@@ -13,27 +13,39 @@ from .unread import Backlog
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
-class Credentials(NamedTuple):
-    """Who has connected, as the kernel says (SO_PEERCRED of unix(7)): the process that called connect(2).
+class Origin(NamedTuple):
+    """Where a connection comes from.
 
     Attributes:
-        pid: its number; 0 where it is in another namespace.
-        uid, gid: its effective user and group.
+        address: over ipc who has connected, the same as libzmq writes it into the property `Peer-Address`; over tcp the
+            address and the port.
+        fields: that tell people so in the log.
     """
 
-    pid: int
-    uid: int
-    gid: int
+    address: str
+    fields: dict[str, object]
 
 
-def read_credentials(connection: socket.socket) -> Credentials:
-    """Who has made a connection of a Unix socket.
+def read_credentials(connection: socket.socket) -> Origin:
+    """Which process has called connect(2) for a connection of a Unix socket (SO_PEERCRED of unix(7)).
 
     Raises:
         OSError: it has ended.
     """
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return Credentials(*_CREDENTIALS.unpack(packed))
+    pid, uid, gid = _CREDENTIALS.unpack(packed)  # the pid is 0 where it is in another namespace
+    return Origin(f"local:{uid}:{gid}:{pid}", {"pid": pid})
+
+
+def read_address(connection: socket.socket) -> Origin:
+    """The address that a connection over tcp comes from.
+
+    Raises:
+        OSError: it has ended.
+    """
+    host, port = connection.getpeername()[:2]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return Origin(address, {"client": address})
 
 
 class StreamPeer:
@@ -42,11 +54,11 @@ class StreamPeer:
     Args:
         name: the first address frame of its messages; no other connection gets it.
         stream: the connection.
-        credentials: of the client's process.
+        origin: where it comes from.
 
     Attributes:
-        name, stream, credentials: as given.
-        address: the same as libzmq writes it into the property `Peer-Address` of a local connection.
+        name, stream, origin: as given.
+        address: of its origin.
         backlog: what it has not read.
         arrived: more may be read from it in this turn.
         queued: it is in the front's queue of those that may have messages.
@@ -54,29 +66,35 @@ class StreamPeer:
         large: bytes of large frames among them.
         watches_output: the epoll tells when it is writable.
         open: it has sent a message.
+        closed: it has been closed.
+        heard: something has been read since the last heartbeat was due.
+        missed: heartbeats in a row that were sent without anything read since.
     """
 
     __slots__ = (
         "address",
         "arrived",
         "backlog",
-        "credentials",
+        "closed",
         "descriptor",
+        "heard",
         "held",
         "large",
+        "missed",
         "name",
         "open",
+        "origin",
         "queued",
         "stream",
         "watches_output",
     )
 
-    def __init__(self, name: bytes, stream: MessageStream, credentials: Credentials) -> None:
+    def __init__(self, name: bytes, stream: MessageStream, origin: Origin) -> None:
         self.name = name
         self.stream = stream
         self.descriptor = stream.fileno()
-        self.credentials = credentials
-        self.address = f"local:{credentials.uid}:{credentials.gid}:{credentials.pid}"
+        self.origin = origin
+        self.address = origin.address
         self.backlog = Backlog()
         self.arrived = False
         self.queued = False
@@ -84,6 +102,9 @@ class StreamPeer:
         self.large = 0
         self.watches_output = False
         self.open = False
+        self.closed = False
+        self.heard = False
+        self.missed = 0
 
 
 class Written:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -26,9 +27,14 @@ from multitower.supervisor.routing.front_socket import Incoming
 from multitower.supervisor.routing.listener import MONITOR_QUEUE, Listener
 from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.stream_front import StreamFront
+from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
 
 WAIT_S = 60.0
+
+TCP = "tcp://127.0.0.1:*"
+LIBZMQ = "tcp://127.0.0.2:*"
+"""The endpoint of a front socket over tcp, and of one of libzmq."""
 
 ON_ITS_WAY = 1
 """Clients that may be accepted although no more are allowed: when the daemon closed the valve, libzmq's thread may have
@@ -45,6 +51,9 @@ class Front:
         self.socket: RouterFront | StreamFront
         if endpoint.startswith("ipc://"):
             self.socket = StreamFront(endpoint, 1 << 20, unread, self.connections)
+        elif endpoint == TCP:
+            listen = functools.partial(TcpListener, self.context, 0)
+            self.socket = StreamFront(endpoint, 1 << 20, unread, self.connections, listen=listen)
         else:
             self.socket = RouterFront(self.context, endpoint, 1 << 20, unread, 0, self.connections)
         self.incoming: Incoming | None = None
@@ -91,9 +100,9 @@ def folder(tmp_socket: str) -> Path:
     return Path(tmp_socket.removeprefix("ipc://")).parent
 
 
-@pytest.fixture(params=["ipc", "tcp"])
+@pytest.fixture(params=["ipc", TCP, LIBZMQ])
 def endpoint(request: pytest.FixtureRequest, folder: Path) -> str:
-    return f"ipc://{folder}/front.sock" if request.param == "ipc" else "tcp://127.0.0.1:*"
+    return f"ipc://{folder}/front.sock" if request.param == "ipc" else str(request.param)
 
 
 @contextlib.contextmanager

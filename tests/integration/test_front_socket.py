@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import select
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import Incoming
 from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.stream_front import StreamFront
+from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import MANY_MARK_BYTES, MARK_BYTES, UnreadReplies
 from multitower.tensors import BULKY_BYTES
 
@@ -32,16 +34,19 @@ HEADER = b"{}"
 class Sockets:
     """A front socket, and clients that read only when the test does."""
 
-    def __init__(self, folder: Path, kind: type[RouterFront | StreamFront]) -> None:
+    def __init__(self, folder: Path, kind: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.unread = UnreadReplies(1 << 30, 30.0)
         self._connections = Connections(1000)
         self.front: RouterFront | StreamFront
-        endpoint = f"ipc://{folder}/front.sock"
-        if kind is StreamFront:
-            self.front = StreamFront(endpoint, MAX_MESSAGE, self.unread, self._connections)
+        tcp = "tcp://127.0.0.1:*"
+        if kind == "ipc":
+            self.front = StreamFront(f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, self._connections)
+        elif kind == "tcp":
+            listen = functools.partial(TcpListener, self._context, 0)
+            self.front = StreamFront(tcp, MAX_MESSAGE, self.unread, self._connections, listen=listen)
         else:
-            self.front = RouterFront(self._context, "tcp://127.0.0.1:*", MAX_MESSAGE, self.unread, 0, self._connections)
+            self.front = RouterFront(self._context, tcp, MAX_MESSAGE, self.unread, 0, self._connections)
         self._accepting = Accepting(self._connections)
         self._accepting.__enter__()
         self._clients: list[zmq.Socket[bytes]] = []
@@ -90,7 +95,7 @@ class Sockets:
         self._context.term()
 
 
-@pytest.fixture(params=[RouterFront, StreamFront])
+@pytest.fixture(params=["libzmq", "ipc", "tcp"])
 def sockets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sockets]:
     made = Sockets(tmp_path, request.param)
     yield made
@@ -100,7 +105,7 @@ def sockets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sockets]
 @pytest.fixture
 def routed(tmp_path: Path) -> Iterator[Sockets]:
     """Those of libzmq."""
-    made = Sockets(tmp_path, RouterFront)
+    made = Sockets(tmp_path, "libzmq")
     yield made
     made.close()
 
@@ -290,7 +295,7 @@ def test_libzmq_does_not_name_connections_alike_in_each_process(tmp_path: Path) 
     names = set()
     for _ in range(2):
         libc.srand(1)  # as each process begins
-        sockets = Sockets(tmp_path, RouterFront)
+        sockets = Sockets(tmp_path, "libzmq")
         names.add(sockets.client()[1])
         sockets.close()
     assert len(names) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import socket
@@ -20,13 +21,17 @@ from multitower import wire, zmtp
 from multitower.supervisor.config.principals import Principals, Role
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import MAX_FRAMES, Incoming
-from multitower.supervisor.routing.stream_front import HANDSHAKE_S, StreamFront
+from multitower.supervisor.routing.peer_watch import CROWDED_HANDSHAKE_S, HANDSHAKE_S
+from multitower.supervisor.routing.stream_front import StreamFront
+from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
 from multitower.supervisor.security.peers import Peers
 from multitower.tensors import BULKY_BYTES
 
 MAX_MESSAGE = 4 * BULKY_BYTES
 WAIT_S = 60.0
+PEER_TIMEOUT_S = 40.0
+QUARTER_S = PEER_TIMEOUT_S / 4
 
 HELLO = zmtp.GREETING + zmtp.ready("DEALER")
 OLD_HELLO = zmtp.GREETING[:11] + b"\0" + zmtp.GREETING[12:] + zmtp.ready("DEALER")
@@ -47,21 +52,35 @@ def request(id: bytes = b"1", *frames: bytes) -> bytes:
 class Scene:
     """A front socket without a loop, and clients."""
 
-    def __init__(self, folder: Path) -> None:
-        self.connections = Connections(1000)
+    def __init__(self, folder: Path, transport: str = "ipc", maximum: int = 1000) -> None:
+        self.connections = Connections(maximum)
         self.unread = UnreadReplies(1 << 30, 30.0)
-        self.front = StreamFront(f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, self.connections)
         self._stack = contextlib.ExitStack()
         self.context: zmq.Context[zmq.Socket[bytes]] = self._stack.enter_context(zmq.Context())
+        if transport == "ipc":
+            self.front = StreamFront(f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, self.connections)
+        else:
+            listen = functools.partial(TcpListener, self.context, PEER_TIMEOUT_S)
+            endpoint = "tcp://127.0.0.1:*"
+            self.front = StreamFront(endpoint, MAX_MESSAGE, self.unread, self.connections, listen=listen)
 
     def raw(self, *sent: bytes) -> socket.socket:
         """A client without a library, which has sent this."""
-        client = self._stack.enter_context(socket.socket(socket.AF_UNIX))
-        client.settimeout(WAIT_S)
-        client.connect(self.front.endpoint.removeprefix("ipc://"))
+        client = self._connect()
         self.connections.accept()
         for data in sent:
             client.sendall(data)
+        return client
+
+    def _connect(self) -> socket.socket:
+        family = socket.AF_UNIX if self.front.local else socket.AF_INET
+        client = self._stack.enter_context(socket.socket(family))
+        client.settimeout(WAIT_S)
+        if self.front.local:
+            client.connect(self.front.endpoint.removeprefix("ipc://"))
+        else:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.connect(("127.0.0.1", int(self.front.endpoint.rpartition(":")[2])))
         return client
 
     def peer(self, kind: int) -> zmq.Socket[bytes]:
@@ -117,9 +136,24 @@ class Scene:
         self.connections.close()
 
 
+@pytest.fixture(params=["ipc", "tcp"])
+def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path, request.param)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def local(tmp_path: Path) -> Iterator[Scene]:
     made = Scene(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Iterator[Scene]:
+    """Over tcp; a client that is silent for `PEER_TIMEOUT_S` counts as gone."""
+    made = Scene(tmp_path, "tcp")
     yield made
     made.close()
 
@@ -299,6 +333,94 @@ def test_a_client_without_a_greeting_is_closed_after_a_while(scene: Scene) -> No
     assert scene.receive().body == [b"kind", b"1"]
 
 
+def test_half_open_connections_make_room_soon_for_clients_that_wait(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, maximum=3)
+    try:
+        served = greeted(scene.raw(HELLO, request()))
+        address = scene.receive().address
+        silent = [scene.raw(HELLO[:40]), scene.raw()]
+        scene.connections.tick()
+        assert scene.connections.paused
+        other = scene.raw(HELLO, request(b"other's"))
+        scene.front.tick(time.monotonic() + CROWDED_HANDSHAKE_S / 2)
+        assert scene.connections.open == 3
+        scene.front.tick(time.monotonic() + CROWDED_HANDSHAKE_S)
+        assert all(map(has_ended, silent))
+        scene.connections.tick()
+        assert scene.receive().body == [b"kind", b"other's"]
+        scene.front.answer(address, b"1", {})
+        assert served.recv(100) == ANSWERED
+        greeted(other)
+    finally:
+        scene.close()
+
+
+PING = zmtp.command(b"PING", b"\0\0")
+
+
+def test_a_client_over_tcp_that_does_not_answer_heartbeats_is_closed(remote: Scene) -> None:
+    silent, answers = (greeted(remote.raw(HELLO, request())) for _ in range(2))
+    for _ in range(2):
+        remote.receive()
+    now = time.monotonic()
+    for quarter in range(1, 6):
+        remote.front.tick(now + quarter * QUARTER_S + 1)
+        assert answers.recv(100) == PING
+        answers.sendall(zmtp.command(b"PONG", b""))
+        select.select([remote.front.descriptor], [], [], WAIT_S)
+        assert remote.front.receive() is None
+        assert remote.connections.open == (2 if quarter < 4 else 1)
+    assert has_ended(silent)
+    answers.sendall(request(b"2"))
+    assert remote.receive().body == [b"kind", b"2"]
+
+
+def test_a_client_over_tcp_without_a_handshake_gets_no_heartbeat(remote: Scene) -> None:
+    client = greeted(remote.raw(HELLO[:40]))
+    now = time.monotonic()
+    for quarter in range(1, 3):
+        remote.front.tick(now + quarter * QUARTER_S + 1)
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client.recv(1)
+
+
+def test_a_peer_of_zmtp_3_0_gets_no_heartbeat(remote: Scene) -> None:
+    client = greeted(remote.raw(OLD_HELLO, request()))
+    address = remote.receive().address
+    now = time.monotonic()
+    for quarter in range(1, 10):
+        remote.front.tick(now + quarter * QUARTER_S + 1)
+    remote.front.answer(address, b"1", {})
+    assert client.recv(100) == ANSWERED
+
+
+def test_a_client_over_tcp_that_reads_slowly_is_not_taken_for_gone(remote: Scene) -> None:
+    client = greeted(remote.raw(HELLO, request()))
+    address = remote.receive().address
+    large = bytes(16 << 20)
+    remote.front.reply(address, wire.OK, b"1", (b"{}", large))
+    now = time.monotonic()
+    for quarter in range(1, 10):
+        remote.front.tick(now + quarter * QUARTER_S + 1)
+    assert remote.connections.open == 1
+    left = len(large)
+    while left > 0:
+        assert remote.front.receive() is None
+        left -= len(client.recv(1 << 20))
+
+
+def test_the_kernel_watches_connections_over_tcp(remote: Scene) -> None:
+    remote.raw(HELLO, request())
+    remote.receive()
+    (peer,) = remote.front._peers.values()
+    get = peer.stream.socket.getsockopt
+    assert get(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert get(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert get(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == QUARTER_S
+    assert get(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * PEER_TIMEOUT_S
+
+
 def test_a_client_that_ends_is_forgotten_and_its_replies_are_dropped(scene: Scene) -> None:
     client = scene.raw(HELLO, request(), request(b"2")[:-1])
     address = scene.receive().address
@@ -445,9 +567,9 @@ def test_replies_are_collected_until_the_loop_waits(scene: Scene) -> None:
 # The connection itself.
 
 
-def test_the_kernel_tells_who_has_connected(scene: Scene) -> None:
-    scene.raw(HELLO, request())
-    found = Peers(Principals(()), os.getuid()).local(scene.receive().connection)
+def test_the_kernel_tells_who_has_connected(local: Scene) -> None:
+    local.raw(HELLO, request())
+    found = Peers(Principals(()), os.getuid()).local(local.receive().connection)
     assert (found.name, found.pid) == (f"local:{os.getuid()}", os.getpid())
     assert found.roles == set(Role)
 
@@ -481,21 +603,22 @@ def test_the_end_waits_for_a_client_that_reads_nothing_no_longer_than_it_may(sce
     assert scene.unread.total == 0
 
 
-def test_connections_survive_when_the_path_is_bound_again(scene: Scene) -> None:
-    client = greeted(scene.raw(HELLO, request()))
-    address = scene.receive().address
-    Path(scene.front.endpoint.removeprefix("ipc://")).unlink()
-    assert scene.front.restore(scene.front.endpoint)
-    scene.raw(HELLO, request(b"2"))
-    assert scene.receive().body == [b"kind", b"2"]
-    scene.front.answer(address, b"1", {})
+def test_connections_survive_when_the_path_is_bound_again(local: Scene) -> None:
+    client = greeted(local.raw(HELLO, request()))
+    address = local.receive().address
+    Path(local.front.endpoint.removeprefix("ipc://")).unlink()
+    assert local.front.restore(local.front.endpoint)
+    local.raw(HELLO, request(b"2"))
+    assert local.receive().body == [b"kind", b"2"]
+    local.front.answer(address, b"1", {})
     assert client.recv(100) == ANSWERED
 
 
-def test_nothing_stays_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_nothing_stays_open(transport: str, tmp_path: Path) -> None:
     with leaving_no_descriptor():
         for _ in range(3):
-            scene = Scene(tmp_path)
+            scene = Scene(tmp_path, transport)
             scene.raw(HELLO, request())
             scene.receive()
             scene.close()
