@@ -18,6 +18,8 @@ INSTALLED := build/installed
 ON_WHEEL := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(INSTALLED):$(CURDIR)/tests/hidden BUILT_WHEELS=$(CURDIR)/build/wheel
 # What is copied before a wheel is built, so that an editable installation of the checkout can be made meanwhile.
 WHEEL_SOURCE := multitower supervisor worker setup.py pyproject.toml README.md LICENSE MANIFEST.in
+# How many files of tests that start processes run at a time: most wait.
+TEST_PROCESSES ?= 4
 # More options for Maven.
 JAVA_OPTIONS ?=
 CHAOS := $(ON_WHEEL) $(BIN)/python -m pytest -m chaos tests/chaos tests/integration
@@ -47,9 +49,9 @@ test-unit: $(VENV)/.dev ## Run the tests that start no process: a minute
 	$(BIN)/python -m pytest tests/unit --numprocesses 2
 
 test-processes: $(VENV)/.dev wheel gateway build/clients/.made ## Run the tests that start processes and kill none under load, on the wheel
-	@# Several files at a time, since most wait, in the order of tests/conftest.py.
+	@# In the order of tests/conftest.py.
 	$(ON_WHEEL) $(BIN)/python -m pytest -m 'not chaos' tests/packaging tests/tensorflow tests/gateway tests/integration \
-	    --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	    --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-chaos: $(VENV)/.dev wheel gateway build/clients/.made ## Run the tests that kill real processes under load, one at a time, and print figures
 	$(CHAOS) $(CHAOS_OPTIONS)
