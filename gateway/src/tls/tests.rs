@@ -217,3 +217,36 @@ async fn a_handshake_that_takes_too_long_or_is_given_up_ends() {
     let (_near, far) = duplex(64);
     assert!(tls.accept(far, "test", async {}).await.is_none(), "the process drains");
 }
+
+#[tokio::test]
+async fn sessions_are_resumed_only_where_clients_show_no_certificates() {
+    let certificates = Certificates::new();
+    certificates.issue("known", "/CN=checkout-service");
+    for client_ca in [false, true] {
+        let tls = tls(&certificates, client_ca, true);
+        let client = client(&certificates, client_ca.then_some("known"), &[]);
+        let mut kinds = Vec::new();
+        for _ in 0..2 {
+            let (near, far) = connect(&tls, &client).await;
+            let (mut near, mut far) = (near.unwrap(), far.unwrap());
+            far.write_all(b"x").await.unwrap();
+            far.flush().await.unwrap();
+            near.read_exact(&mut [0; 1]).await.unwrap(); // tickets come before it
+            kinds.push(near.get_ref().1.handshake_kind());
+        }
+        // A session that is resumed would not be asked for its certificate, which may have expired.
+        assert_eq!(kinds[1] == Some(rustls::HandshakeKind::Resumed), !client_ca, "{kinds:?}");
+    }
+}
+
+#[test]
+fn a_named_pipe_in_place_of_a_file_is_refused_at_once() {
+    let certificates = Certificates::new();
+    let settings = certificates.settings(false);
+    std::fs::remove_file(&settings.private_key).unwrap();
+    let path = std::ffi::CString::new(settings.private_key.as_os_str().as_encoded_bytes()).unwrap();
+    // SAFETY: the path ends with a zero byte.
+    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    let error = files::load(&settings, true).map(drop).unwrap_err();
+    assert!(error.contains("is not a regular file"), "{error}");
+}
