@@ -1,7 +1,7 @@
 """A client with keys, for a daemon with `security`: who it is, which daemon it means, and what a refusal looks like.
 
 Needs files of keys (`multitower keys new`), and a daemon that serves the demo's model and admits them. Run it as:
-python examples/client_with_keys.py ana.key_secret multitower.key tcp://gpus:5555
+python examples/client_with_keys.py ana.key_secret server.key tcp://gpus:5555
 """
 
 import sys

@@ -28,7 +28,7 @@ def keys() -> None:
     principals has the public key, or the hash of the token, and what its owner may do.
 
     \b
-      multitower keys new --server multitower --out /etc/multitower
+      multitower keys new server --server --out /etc/multitower
       multitower keys new checkout-service
       multitower keys add checkout-service --principals principals.yaml --public-key checkout-service.key --role infer
     """  # noqa: D301 - the escape keeps click from folding these lines

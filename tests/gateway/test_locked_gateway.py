@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import itertools
+import re
 import signal
 import socket
 import threading
@@ -46,6 +47,8 @@ from multitower.supervisor.config.principals import Role
 from multitower.supervisor.security.operation_table import OPERATIONS, Scope
 
 pytestmark = pytest.mark.skipif(bool(foreign.gateway_missing()), reason=str(foreign.gateway_missing()))
+
+DOCS = Path(__file__).parents[2] / "docs" / "security.md"
 
 CONFIG = """
 devices: {cpu: 1}
@@ -141,6 +144,23 @@ def test_every_kind_has_a_row_or_is_not_offered() -> None:
     over_http, over_grpc = ({row.kind for row in rows} for rows in (PATHS, METHODS))
     assert sorted([*over_http, *NOT_OFFERED, wire.RELOAD]) == sorted(OPERATIONS)
     assert sorted([*over_grpc, *NOT_OFFERED, wire.METRICS]) == sorted(OPERATIONS)
+
+
+def test_the_documentation_says_which_path_and_method_needs_which_request() -> None:
+    told = [line.strip("|").split("|") for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    documented = {
+        (kind.strip(" `").encode(), word)
+        for kind, _, *columns in (cells for cells in told if len(cells) == 4 and "," not in cells[0])
+        for word in re.findall(r"`([^`]+)`", " ".join(columns))
+    }
+    open_kinds = {kind for kind, operation in OPERATIONS.items() if operation.open}
+    paths = {
+        (row.kind, f"{row.method} {re.sub(r'/versions/1|[?].*|-of-nobody', '', row.path)}")
+        for row in PATHS
+        if row.kind not in open_kinds
+    }
+    methods = {(row.kind, row.name) for row in METHODS if row.kind not in open_kinds}
+    assert {(b"MT1:" + kind, word) for kind, word in documented} == paths | methods
 
 
 def test_every_method_has_a_row() -> None:
