@@ -109,6 +109,8 @@ class ControlSocket:
         """
         kind, id = bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES]
         operation, peer = OPERATIONS.get(kind), NOBODY
+        # `done` may be kept for hours, so it holds these and not the message.
+        address, connection = incoming.address, incoming.connection
         header: dict[str, Any] = {}
         origin = ""
         answered = False
@@ -116,14 +118,16 @@ class ControlSocket:
         def done(answer: dict[str, Any] | Sequence[bytes] | MultitowerError) -> None:
             nonlocal answered
             answered = True
+            if kind == wire.RECORD and not isinstance(answer, MultitowerError):  # it has what others have sent
+                answer = self._check_again(front, address, connection, operation, header) or answer
             if isinstance(answer, MultitowerError) and front.entrance is not None:
                 answer = without_names(peer, answer)
             if operation is not None and operation.changes:
                 self._audit.note(operation.name, peer.name, origin, header, answer)
-            front.answer(incoming.address, id, answer)
+            front.answer(address, id, answer)
 
         try:
-            peer = self._find_sender(front, incoming)
+            peer = self._find_sender(front, address, connection)
             origin = peer.origin or self._origin_of_unknown(front, incoming)
             _check_role(front, peer, operation)
             if front is not self.front and not front.takes_orders:
@@ -138,12 +142,27 @@ class ControlSocket:
             if not answered:
                 done(internal_error())
 
-    def _find_sender(self, front: FrontSocket, incoming: Incoming) -> Peer:
+    def _find_sender(self, front: FrontSocket, address: tuple[bytes, ...], connection: str | None) -> Peer:
         entrance = front.entrance
         if entrance is not None:
-            return entrance.identify(incoming.address, incoming.connection)
-        peer = self._users.local(incoming.connection)
+            return entrance.identify(address, connection)
+        peer = self._users.local(connection)
         return _GATEWAY if peer.pid is not None and peer.pid in self._gateway_pids() else peer
+
+    def _check_again(
+        self,
+        front: FrontSocket,
+        address: tuple[bytes, ...],
+        connection: str | None,
+        operation: Operation | None,
+        header: dict[str, Any],
+    ) -> MultitowerError | None:
+        """Returns why the giver of an order that took long may not have its answer any more; None if it may."""
+        try:
+            _check(front, self._find_sender(front, address, connection), operation, header)
+        except MultitowerError as refusal:
+            return refusal
+        return None
 
     def _origin_of_unknown(self, front: FrontSocket, incoming: Incoming) -> str:
         if front.entrance is not None:

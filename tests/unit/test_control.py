@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from multitower.supervisor.loop.history import EventHistory
 from multitower.supervisor.observability.recording import Recorder
 from multitower.supervisor.operations.control import BURST, ControlSocket
 from multitower.supervisor.routing.front_socket import FrontSocket, Incoming
+from multitower.supervisor.routing.router import Router
 from multitower.supervisor.security.access_control import AccessControl
 from multitower.supervisor.security.audit import Audit
 from multitower.supervisor.security.entrance import CurveEntrance, Entrance
@@ -61,7 +63,9 @@ class FakeFront:
         self.rechecks += 1
 
 
-def make_control(folder: Path, front: FakeFront, history: EventHistory) -> ControlSocket:
+def make_control(
+    folder: Path, front: FakeFront, history: EventHistory, make_recorder: Callable[[Router], Recorder] = Recorder
+) -> ControlSocket:
     operations = DaemonScene(folder, [("m",)]).operations
     return ControlSocket(
         cast(FrontSocket, front),
@@ -69,7 +73,7 @@ def make_control(folder: Path, front: FakeFront, history: EventHistory) -> Contr
         operations.orders,
         operations.model_orders,
         operations.metrics,
-        Recorder(operations.context.router),
+        make_recorder(operations.context.router),
         Audit(history),
         lambda: (77,),
     )
@@ -175,3 +179,57 @@ def test_a_restricted_operator_is_told_no_names_of_other_models(tmp_path: Path) 
     assert (answer.reason, answer.message) == ("model_unknown", "there is no such model")
     answer, _ = order(tmp_path, wire.LOAD, b'{"model_name": "mine"}', "operates")
     assert "only m" in answer.message, "the one without a list is told"
+
+
+class Recording:
+    """A recording that a principal has begun over tcp, and its daemon's principals.
+
+    Attributes:
+        access: has the principals.
+        recorder: ends the recording.
+        front: has the answer, once the recording has ended.
+        history: has the audit.
+        body: what the message had from the kind on.
+    """
+
+    def __init__(self, folder: Path, jobs: BackgroundJobs, who: str, body: list[Any]) -> None:
+        def make_recorder(router: Router) -> Recorder:
+            self.recorder = Recorder(router)
+            return self.recorder
+
+        self.access = AccessControl(PRINCIPALS, jobs)
+        self.history = EventHistory()
+        self.front = FakeFront(0, entrance=CurveEntrance(self.access))
+        self._control = make_control(folder, FakeFront(0), self.history, make_recorder)
+        self._control.take(cast(FrontSocket, self.front), Incoming((b"\0name",), body, KEYS[who]), body)
+
+
+RECORD_M = [wire.RECORD, b"id", b'{"model_name": "m"}']
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (None, None),
+        (Principals(), "unauthenticated"),
+        (Principals([Principal("operates", frozenset({Role.INFER}), public_keys=(KEYS["operates"],))]), "forbidden"),
+        (
+            Principals([Principal("operates", frozenset({Role.OPERATE}), ("x",), public_keys=(KEYS["operates"],))]),
+            "forbidden",
+        ),
+    ],
+    ids=["still there", "removed", "without the role", "without the model"],
+)
+def test_a_recording_goes_to_nobody_who_was_revoked_meanwhile(
+    tmp_path: Path, changed: Principals | None, reason: str | None
+) -> None:
+    with contextlib.closing(BackgroundJobs()) as jobs:
+        recording = Recording(tmp_path, jobs, "operates", list(RECORD_M))
+        assert not recording.front.answers
+        if changed is not None:
+            recording.access.apply(changed)
+        recording.recorder.end_all()
+    (answer,) = recording.front.answers
+    assert getattr(answer, "reason", None) == reason
+    (event,) = (past.to_json(0.0) for past in recording.history.events())
+    assert (event["principal"], event["outcome"]) == ("operates", reason or "ok")
