@@ -132,6 +132,8 @@ class ControlSocket:
             _check_role(front, peer, operation)
             if front is not self.front and not front.takes_orders:
                 raise _taken_elsewhere(kind)
+            if len(body) > 3:
+                raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
             header = wire.load_header(bytes(body[2])) if len(body) > 2 else {}
             _check(front, peer, operation, header)
             self._begin(kind, header, done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -233,3 +234,28 @@ def test_a_recording_goes_to_nobody_who_was_revoked_meanwhile(
     assert getattr(answer, "reason", None) == reason
     (event,) = (past.to_json(0.0) for past in recording.history.events())
     assert (event["principal"], event["outcome"]) == ("operates", reason or "ok")
+
+
+class Frames(list[bytes]):
+    """Frames of a message that can be referred to weakly."""
+
+
+def test_an_order_that_waits_holds_no_frame_of_its_message(tmp_path: Path) -> None:
+    frames = Frames(RECORD_M)
+    message = weakref.ref(frames)
+    with contextlib.closing(BackgroundJobs()) as jobs:
+        recording = Recording(tmp_path, jobs, "operates", frames)
+        del frames
+        assert not recording.front.answers
+        assert message() is None
+
+
+def test_frames_behind_the_header_of_an_order_are_refused(tmp_path: Path) -> None:
+    with contextlib.closing(BackgroundJobs()) as jobs:
+        (answer,) = Recording(tmp_path, jobs, "operates", [*RECORD_M, b"junk"]).front.answers
+        assert (answer.reason, answer.details["field"]) == ("malformed", "frames")
+        (answer,) = Recording(tmp_path, jobs, "observes", [*RECORD_M, b"junk"]).front.answers
+        assert answer.reason == "forbidden"
+    front = FakeFront(1, [wire.RELOAD, b"id", b"{}", b"junk"])
+    make_control(tmp_path, front, EventHistory()).receive()
+    assert [answer.reason for answer in front.answers] == ["malformed"]
