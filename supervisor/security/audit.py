@@ -35,6 +35,9 @@ MAX_ASKERS: Final = 1024
 MAX_WHAT: Final = 128
 """Characters of a name in a request that are written."""
 
+MAX_SLOT: Final = (1 << 31) - 1
+"""The largest number of a slot that is written: readers of the status need not take larger ones for numbers."""
+
 _NOT_TAKEN: Final = (Reason.FORBIDDEN, Reason.UNAUTHENTICATED, Reason.KIND_UNKNOWN, Reason.QUEUE_FULL)
 """Outcomes that anybody may cause who can connect."""
 
@@ -180,7 +183,7 @@ def described(header: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and value:
             found[field] = value[:MAX_WHAT]
     slot = header.get("slot")
-    if type(slot) is int:
+    if type(slot) is int and 0 <= slot <= MAX_SLOT:
         found["slot"] = slot
     for key in ("gateway", "dry_run"):
         if header.get(key) is True:

@@ -56,7 +56,10 @@ def test_the_outcome_is_written_when_it_is_known_and_then_answered(
     ("header", "what"),
     [
         ({"slot": 3}, {"slot": 3}),
+        ({"slot": 10**4000}, {}),
+        ({"slot": -1}, {}),
         ({"gateway": True}, {}),
+        ({"model_name": "a\ud800", "model_version": "\udfff"}, {"model": "a?", "version": "?"}),
         ({"model_name": "m" * 1000, "model_version": "2"}, {"model": "m" * 128, "version": "2"}),
         ({"model_name": 7, "model_version": None, "slot": "x"}, {}),
         ({}, {}),

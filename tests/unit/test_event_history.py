@@ -89,6 +89,16 @@ def test_an_event_has_its_number_its_time_its_age_and_a_cause_of_bounded_length(
     assert "version" not in shown, "what is not known is left out"
 
 
+def test_a_text_of_an_event_has_no_half_of_a_surrogate_pair() -> None:
+    history = EventHistory()
+    history.keep(logging.INFO, EventKind.MODEL, "of \ud83d", model="\ud800b", cause="x" * MAX_CAUSE + "\udfff")
+    (event,) = (past.to_json(0.0) for past in history.events())
+    assert (event["message"], event["model"]) == ("of ?", "?b")
+    assert event["cause"] == "x" * (MAX_CAUSE - 1) + "…"
+    # Readers such as the gateway refuse the whole status otherwise.
+    assert "\\ud" not in wire.dump_json(event).decode()
+
+
 def test_the_texts_of_an_event_are_bounded_together() -> None:
     history = EventHistory()
     long = "\U0001f525" * 10_000
