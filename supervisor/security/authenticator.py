@@ -105,9 +105,12 @@ def _error(refusal: Refusal) -> MultitowerError:
     if refusal.retry_after_s is None:
         hint = _HINTS.get(refusal.failure)
         return make(Reason.UNAUTHENTICATED, "the credentials are not valid" + (f": {hint}" if hint else ""))
-    message = "too many credentials wait to be verified, or were wrong"
     retry_after_ms = max(1, round(refusal.retry_after_s * 1000))
-    return make(Reason.QUEUE_FULL, message, limit="authentication", retry_after_ms=retry_after_ms)
+    if refusal.of_source:
+        message = "too many credentials of this client's address were wrong"
+        return make(Reason.QUEUE_FULL, message, limit="authentication", retry_after_ms=retry_after_ms)
+    # Without a limit of its own: the client need not have done anything to bring this about.
+    return make(Reason.QUEUE_FULL, "too many credentials wait to be verified", retry_after_ms=retry_after_ms)
 
 
 def _text(header: Mapping[str, Any], name: str, limit: int) -> str | None:

@@ -77,11 +77,13 @@ class Refusal:
         failure: for the operator; a client learns only that it was refused.
         principal: the name of the principal whose token it seemed to be; None if there is none.
         retry_after_s: when it may be sent again, if it was not examined; None if it is wrong.
+        of_source: whether it was not examined because of wrong ones of its own source.
     """
 
     failure: Failure
     principal: str | None = None
     retry_after_s: float | None = None
+    of_source: bool = False
 
 
 P = TypeVar("P", bound=Bearer)
@@ -197,7 +199,7 @@ class TokenVerifier(Generic[P]):
         now = self._clock()
         wait_s = self._wait_of_source(check.source, now)
         if wait_s:
-            done(Refusal(Failure.TOO_MANY, retry_after_s=wait_s))
+            done(Refusal(Failure.TOO_MANY, retry_after_s=wait_s, of_source=True))
             return
         if not self._has_room(check.source):
             done(Refusal(Failure.TOO_MANY, retry_after_s=FULL_RETRY_S))

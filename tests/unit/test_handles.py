@@ -25,10 +25,14 @@ BROWSER = Principal("browser", INFER)
 
 
 class Inline(BackgroundJobs):
-    """Runs each job at once."""
+    """Runs each job at once; with `failure` none can be run."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        super().__init__()
+        self._failure = failure
 
     def run(self, job: Any, then: Any) -> None:
-        then(job())
+        then(self._failure or job())
 
 
 class Scene:
@@ -140,6 +144,11 @@ def test_a_source_with_too_many_wrong_tokens_is_told_when_to_try_again(scene: Sc
     assert answers[-2] == {"reason": "unauthenticated"}
     assert answers[-1] == {"reason": "queue_full", "limit": "authentication", "retry_after_ms": 2000}
     assert scene.failures.counts[("gateway", Failure.TOO_MANY)] == 1
+
+
+def test_a_client_that_finds_the_queue_of_tokens_full_has_reached_no_limit_of_its_own() -> None:
+    with contextlib.closing(Inline(RuntimeError("can't start new thread"))) as jobs:
+        assert Scene(jobs).ask(token=TOKEN) == {"reason": "queue_full", "retry_after_ms": 1000}
 
 
 def test_the_number_of_handles_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

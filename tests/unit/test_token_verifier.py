@@ -218,7 +218,7 @@ def test_a_source_that_sends_many_wrong_tokens_is_refused_for_a_time_and_its_ver
         scene.run()
     scene.pop()
     scene.ask("b.two", "10.0.0.1:2")
-    assert scene.pop() == [("b.two", Refusal(Failure.TOO_MANY, retry_after_s=2.0))]
+    assert scene.pop() == [("b.two", Refusal(Failure.TOO_MANY, retry_after_s=2.0, of_source=True))]
     scene.ask("a.one", "10.0.0.1:3")
     scene.ask("a.0", "10.0.0.1:3")  # known to be wrong: costs nothing
     scene.ask("b.two", "10.0.0.2:1")  # another source
