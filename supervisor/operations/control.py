@@ -99,13 +99,19 @@ class ControlSocket:
             self.take(self.front, incoming, incoming.body)
         self.front.recheck()  # there may be more
 
-    def take(self, front: FrontSocket, incoming: Incoming, body: list[Any]) -> None:
+    def take(
+        self, front: FrontSocket, incoming: Incoming, body: list[Any], refusal: MultitowerError | None = None
+    ) -> MultitowerError | None:
         """Begins an order, or refuses it, and writes its outcome.
 
         Args:
             front: where it has arrived, also a socket for clients.
             incoming: the message.
             body: its frames from the kind on, at least two.
+            refusal: why it is refused, if that is known already.
+
+        Returns:
+            The error with which it has been answered at once; None if it is carried out, or has been.
         """
         kind, id = bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES]
         operation, peer = OPERATIONS.get(kind), NOBODY
@@ -114,14 +120,17 @@ class ControlSocket:
         header: dict[str, Any] = {}
         origin = ""
         answered = False
+        failure: MultitowerError | None = None
 
         def done(answer: dict[str, Any] | Sequence[bytes] | MultitowerError) -> None:
-            nonlocal answered
+            nonlocal answered, failure
             answered = True
             if kind == wire.RECORD and not isinstance(answer, MultitowerError):  # it has what others have sent
                 answer = self._check_again(front, address, connection, operation, header) or answer
             if isinstance(answer, MultitowerError) and front.entrance is not None:
                 answer = without_names(peer, answer)
+            if isinstance(answer, MultitowerError):
+                failure = answer
             if operation is not None and operation.changes:
                 self._audit.note(operation.name, peer.name, origin, header, answer)
             front.answer(address, id, answer)
@@ -129,6 +138,8 @@ class ControlSocket:
         try:
             peer = self._find_sender(front, address, connection)
             origin = peer.origin or self._origin_of_unknown(front, incoming)
+            if refusal is not None:
+                raise refusal
             _check_role(front, peer, operation)
             if front is not self.front and not front.takes_orders:
                 raise _taken_elsewhere(kind)
@@ -143,6 +154,7 @@ class ControlSocket:
             self._errors.add("handling an order", error)
             if not answered:
                 done(internal_error())
+        return failure
 
     def _find_sender(self, front: FrontSocket, address: tuple[bytes, ...], connection: str | None) -> Peer:
         entrance = front.entrance

@@ -47,11 +47,16 @@ MetricsAnswerer = Callable[[dict[str, Any], Callable[[MetricsAnswer], None]], No
 """Takes the header of an `MT1:metrics` request, and a function that it calls with the answer, now or later."""
 
 
-OrderTaker = Callable[[FrontSocket, Incoming, list[Any]], None]
-"""Takes an order that has arrived at a socket for clients, and its frames from the kind on; answers it, maybe later."""
+OrderTaker = Callable[[FrontSocket, Incoming, list[Any], MultitowerError | None], MultitowerError | None]
+"""Takes an order that has arrived at a socket for clients, its frames from the kind on, and why it is refused or None.
+
+It answers the order, maybe later. It returns the error that it has answered with at once; None if there is none.
+"""
 
 
-def _no_orders(_front: FrontSocket, _incoming: Incoming, _body: list[Any]) -> None:
+def _no_orders(
+    _front: FrontSocket, _incoming: Incoming, _body: list[Any], _refusal: MultitowerError | None
+) -> MultitowerError | None:
     raise RuntimeError("the router has not been opened")
 
 
@@ -165,6 +170,9 @@ class Clients:
         if use is not None and not own:
             refusal = use.refusal(kind == wire.INFER, now)
             if refusal is not None:
+                if kind in ORDERS:
+                    self._pass_order(front, incoming, body, refusal)
+                    return
                 raise refusal
         refusal = authorisation.check_role(peer, operation)
         if refusal is not None:
@@ -177,9 +185,7 @@ class Clients:
                 origin = entrance.origin_of_unknown(incoming.connection)
                 access.failures.add(front.interface, entrance.failure, origin, now)
         if kind in ORDERS:
-            if refusal is not None:
-                self._refused.add(refusal.reason)
-            self._pass_order(front, incoming, body)  # it decides once more, and writes what it refuses
+            self._pass_order(front, incoming, body, refusal)
             return
         if refusal is not None:
             raise refusal
@@ -198,10 +204,19 @@ class Clients:
                 raise refusal from None
             raise without_names(peer, error) from None
 
-    def _pass_order(self, front: FrontSocket, incoming: Incoming, body: list[Any]) -> None:
-        self._admission.check_size(sum(map(len, body)))
-        self._admission.check_unread(front, incoming.address)
-        self.take_order(front, incoming, body)
+    def _pass_order(
+        self, front: FrontSocket, incoming: Incoming, body: list[Any], refusal: MultitowerError | None = None
+    ) -> None:
+        """Passes an order on, also one that is refused: whoever takes it writes that, too."""
+        if refusal is None and front.takes_orders:  # elsewhere none is taken, whatever its size
+            try:
+                self._admission.check_size(sum(map(len, body)))
+                self._admission.check_unread(front, incoming.address)
+            except MultitowerError as error:
+                refusal = error
+        refusal = self.take_order(front, incoming, body, refusal)
+        if refusal is not None:
+            self._refused.add(refusal.reason)
 
     def _authenticate(
         self, front: FrontSocket, entrance: GatewayEntrance, incoming: Incoming, id: bytes, body: list[Any]

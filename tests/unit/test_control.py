@@ -13,6 +13,7 @@ from daemon_scene import DaemonScene
 from made_security import make_keys
 
 from multitower import wire
+from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.config.principals import Principal, Principals, Role
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.history import EventHistory
@@ -124,14 +125,19 @@ PRINCIPALS = Principals(
 )
 
 
-def order(folder: Path, kind: bytes, header: bytes, who: str | None) -> tuple[Any, dict[str, Any]]:
+def order(
+    folder: Path, kind: bytes, header: bytes, who: str | None, refusal: MultitowerError | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Sends an order to a socket for clients; returns the answer, and the event of the audit.
+
+    Whoever passed the order on learns of a refusal, and only then.
 
     Args:
         folder: for the daemon's files.
         kind: of the order.
         header: likewise.
         who: whose key the sender has; None for a daemon without `security`.
+        refusal: why it is refused, if that is known before.
     """
     with contextlib.closing(BackgroundJobs()) as jobs:
         entrance = None if who is None else CurveEntrance(AccessControl(PRINCIPALS, jobs))
@@ -139,8 +145,9 @@ def order(folder: Path, kind: bytes, header: bytes, who: str | None) -> tuple[An
         front = FakeFront(0, body, entrance=entrance)
         control = make_control(folder, FakeFront(0), history)
         incoming = Incoming((b"\0name",), list(body), None if who is None else KEYS[who])
-        control.take(cast(FrontSocket, front), incoming, list(body))
+        refused = control.take(cast(FrontSocket, front), incoming, list(body), refusal)
     (answer,) = front.answers
+    assert getattr(answer, "reason", None) == getattr(refused, "reason", None)
     (event,) = (past.to_json(0.0) for past in history.events())
     return answer, event
 
@@ -173,6 +180,13 @@ def test_what_is_refused_over_tcp_is_written_with_who_asked(
     assert event["principal"] == ("anonymous" if who in (None, "revoked") else who)
     if reason == "kind_unknown":
         assert "is taken at the daemon's control socket, on its machine" in answer.message
+
+
+@pytest.mark.parametrize("reason", [Reason.QUEUE_FULL, Reason.TOO_LARGE])
+def test_what_was_refused_before_it_was_taken_is_written_too(tmp_path: Path, reason: Reason) -> None:
+    answer, event = order(tmp_path, wire.RELOAD, b"{}", "operates", make(reason, "no"))
+    assert answer.reason == reason
+    assert (event["operation"], event["principal"], event["outcome"]) == ("reload", "operates", reason)
 
 
 def test_a_restricted_operator_is_told_no_names_of_other_models(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class Front:
     endpoint = "ipc:///gateway.sock"
     interface = "gateway"
     local = True
+    takes_orders = False
 
     def __init__(self, access: AccessControl) -> None:
         self.entrance = GatewayEntrance(access)
@@ -81,12 +82,20 @@ class Scene:
         worker = cast(Any, type("Connection", (), {"send": lambda *_: None})())
         self.router.add_worker(0, "cpu:0", worker, [ModelReport(name="m", max_batch_size=1)], {}, 1.0)
         self.orders: list[Any] = []
+        self.refusals: list[str | None] = []
         self.router.open(
             [],
             lambda kind, header, now: {"kind": kind.decode()},
             lambda header, done: done((b"{}", b"")),
-            lambda front, incoming, body: self.orders.append((front, incoming.address, body[0])),
+            self._take_order,
         )
+
+    def _take_order(
+        self, front: Any, incoming: Incoming, body: list[Any], refusal: MultitowerError | None
+    ) -> MultitowerError | None:
+        self.orders.append((front, incoming.address, body[0]))
+        self.refusals.append(refusal.reason if refusal is not None else None)
+        return refusal
 
     def know(self, *principals: Principal) -> None:
         self.access.apply(Principals(principals))
@@ -216,6 +225,34 @@ def test_orders_are_passed_on_also_those_that_will_be_refused(scene: Scene) -> N
     for kind, sender in itertools.product((wire.LOAD, wire.RELOAD), (handle, b"anonymous")):
         assert scene.send(kind, handle=sender) is None
         assert scene.orders.pop() == (scene.front, (b"gateway", sender), kind)
+
+
+@pytest.mark.parametrize(
+    ("roles", "rate", "large", "reason"),
+    [
+        (ROLES, 0.001, False, "queue_full"),
+        ({Role.INFER}, 0.001, False, "queue_full"),
+        (ROLES, None, True, "too_large"),
+        ({Role.INFER}, None, False, "forbidden"),
+        ({Role.INFER}, None, True, "forbidden"),
+        (ROLES, None, False, None),
+    ],
+)
+def test_an_order_that_is_refused_is_passed_on_with_the_refusal_and_counted_once(
+    scene: Scene, roles: set[Role], rate: float | None, large: bool, reason: str | None
+) -> None:
+    scene.know(Principal("service", frozenset(roles), token_hashes=(HASH,), rate=rate))
+    scene.front.takes_orders = True
+    handle = scene.handle()
+    if rate is not None:
+        assert scene.send(wire.SERVER_METADATA, handle=handle) == {"kind": "MT1:server_metadata"}
+    header = b" " * (1 << 20) + b"{}" if large else b"{}"
+    assert scene.send(wire.RELOAD, header, handle=handle) is None
+    assert scene.orders == [(scene.front, (b"gateway", handle), wire.RELOAD)]
+    assert scene.refusals == [reason]
+    assert scene.router.refused.by_reason.total == ({} if reason is None else {reason: 1})
+    (row,) = scene.access.report()
+    assert row["refused"] == (reason in ("queue_full", "forbidden"))
 
 
 def test_the_report_has_no_secrets(scene: Scene) -> None:
