@@ -132,7 +132,10 @@ class ControlSocket:
             if isinstance(answer, MultitowerError):
                 failure = answer
             if operation is not None and operation.changes:
-                self._audit.note(operation.name, peer.name, origin, header, answer)
+                try:
+                    self._audit.note(operation.name, peer.name, origin, header, answer)
+                except Exception as error:  # noqa: BLE001  it is logged; the sender still gets its answer
+                    self._errors.add("writing an audit line", error)
             front.answer(address, id, answer)
 
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -273,3 +274,27 @@ def test_frames_behind_the_header_of_an_order_are_refused(tmp_path: Path) -> Non
     front = FakeFront(1, [wire.RELOAD, b"id", b"{}", b"junk"])
     make_control(tmp_path, front, EventHistory()).receive()
     assert [answer.reason for answer in front.answers] == ["malformed"]
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [([wire.RELOAD, b"id", b'{"dry_run": true}'], "{'dry_run': True}"), ([wire.RESTART, b"id", b"{}"], "malformed")],
+    ids=["carried out", "refused"],
+)
+def test_an_order_is_answered_once_also_where_its_audit_line_cannot_be_written(
+    tmp_path: Path, body: list[bytes], answer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: logging.LogRecord) -> bool:
+        raise OSError("no line can be written")
+
+    front = FakeFront(1, body)
+    control = make_control(tmp_path, front, EventHistory())
+    audit_log = logging.getLogger("multitower.audit")
+    with caplog.at_level(logging.INFO, "multitower.audit"):
+        audit_log.addFilter(fail)
+        try:
+            control.receive()
+        finally:
+            audit_log.removeFilter(fail)
+    assert [str(getattr(each, "reason", each)) for each in front.answers] == [answer]
+    assert any("writing an audit line" in record.getMessage() for record in caplog.records)
