@@ -33,6 +33,9 @@ from typing import Any
 
 import load
 
+import multitower
+from multitower.compiled import compiled, describe
+
 PEERS = {
     "w1": ("mosec", "triton", "triton_grpc"),
     "w2": ("mosec", "triton"),
@@ -55,15 +58,17 @@ LIMIT_S = 900.0
 def entries(program: Path, tools: Path) -> dict[str, Any]:
     """The entries of our servers in the form of the runner's peers.json."""
     folder = HERE / "peers"
+    # The runner removes PYTHONPATH; without it they would use the checkout, which is not compiled.
+    python = ["env", f"PYTHONPATH={Path(multitower.__file__).resolve().parent.parent}", sys.executable]
     made: dict[str, Any] = {}
     for name in sorted({name for names in OURS.values() for name in names}):
-        client = [sys.executable, str(folder / "client.py")]
+        client = [*python, str(folder / "client.py")]
         over_ipc = ["--endpoint", "ipc://{run}/front.sock"] if "ipc" in name else []
         # The runner passes a port and a workload; this program translates them to options of load.c.
-        load_c = [sys.executable, __file__, "--load", str(program), "one" if "pipelined" in name else "many"]
+        load_c = [*python, __file__, "--load", str(program), "one" if "pipelined" in name else "many"]
         made[name] = {
             "venv": "none",
-            "cmd": [sys.executable, str(folder / "serve.py"), "{port}", "{run}", str(tools)]
+            "cmd": [*python, str(folder / "serve.py"), "{port}", "{run}", str(tools)]
             + (["batching"] if "batched" in name else []),
             "load": "command",
             "load_cmd": [*client, "load", *over_ipc] if "client" in name else load_c,
@@ -152,6 +157,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.tools is None or not (options.tools / "run.sh").exists():
         raise SystemExit("the peers' scripts are needed: --tools FOLDER, or PEERS_TOOLS in the environment")
+    print(f"multitower {describe(compiled())}", flush=True)
     rounds: list[list[Any]] = []
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         ours = Path(folder, "ours.json")

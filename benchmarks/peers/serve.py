@@ -43,7 +43,8 @@ def main() -> None:
     config = Path(folder, "multitower.yaml")
     config.write_text(configuration(port, Path(folder), rest == ["batching"]))
     Path(folder, "handlers.py").write_text((HERE / "handlers.py").read_text())
-    os.environ["PYTHONPATH"] = tools
+    # Before the folder of the package that is measured; see `peers.py`.
+    os.environ["PYTHONPATH"] = os.pathsep.join([tools, *filter(None, [os.environ.get("PYTHONPATH")])])
     os.execv(sys.executable, [sys.executable, "-P", "-m", "multitower", "serve", str(config)])
 
 
