@@ -48,6 +48,11 @@ class Buffers:
             memory = np.empty(rounded, np.uint8)
         return lend(memory, self._returned)[:size]
 
+    def collect(self) -> None:
+        """Frees what has come back beyond the limit; `allocate` does so, too."""
+        with self._lock:
+            self._collect_returned()
+
     def _collect_returned(self) -> None:
         while self._returned:
             memory = self._returned.popleft()

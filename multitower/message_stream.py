@@ -123,6 +123,11 @@ class MessageStream:
         return self._decoder.undecoded
 
     @property
+    def fills_frame(self) -> bool:
+        """Whether the beginning of a large frame has been read, and not yet its end."""
+        return self._decoder.rest_of_frame() is not None
+
+    @property
     def pinged(self) -> bool:
         """Whether the peer has asked for signs of life: `answer_pings` is due."""
         return bool(self._decoder.pongs)

@@ -8,7 +8,6 @@ nothing none can be sent; there only the kernel ends the connection.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -34,13 +33,13 @@ class PeerWatch:
     def __init__(self, peer_timeout_s: float) -> None:
         self._interval_s = peer_timeout_s / 4
         self._opening: dict[StreamPeer, float] = {}  # when each has connected, in this order
-        self._due: deque[tuple[float, StreamPeer]] = deque()  # when each is looked at next, in this order
+        self._due: dict[StreamPeer, float] = {}  # when each is looked at next, in this order
 
     def add(self, peer: StreamPeer, now: float) -> None:
         """Watches a new connection."""
         self._opening[peer] = now
         if self._interval_s:
-            self._due.append((now + self._interval_s, peer))
+            self._due[peer] = now + self._interval_s
 
     def open(self, peer: StreamPeer) -> None:
         """Notes that a connection has sent a message."""
@@ -48,9 +47,9 @@ class PeerWatch:
         self._opening.pop(peer, None)
 
     def forget(self, peer: StreamPeer) -> None:
-        """Forgets a connection that is closed."""
-        peer.closed = True
+        """Forgets a connection that is closed, with what it has sent of a message."""
         self._opening.pop(peer, None)
+        self._due.pop(peer, None)
 
     def take_late(self, now: float, crowded: bool) -> Iterator[tuple[StreamPeer, float]]:
         """The connections whose handshake has taken too long, each once, and the seconds that it might take.
@@ -67,24 +66,27 @@ class PeerWatch:
             if not peer.stream.peer_type:
                 yield peer, allowed
 
-    def take_silent(self, now: float) -> Iterator[StreamPeer]:
+    def take_due(self, now: float) -> Iterator[tuple[StreamPeer, bool]]:
         """Sends heartbeats that are due.
 
         Args:
             now: monotonic seconds.
 
         Yields:
-            Connections of clients that are gone, or whose connection cannot be written.
+            Each connection whose time it was, and whether its client is gone or it cannot be written. Such a one is not
+            watched any more.
         """
-        due = self._due
-        while due and due[0][0] <= now:
-            _, peer = due.popleft()
-            if peer.closed:
-                continue
-            if self._is_silent(peer):
-                yield peer
-            else:
-                due.append((now + self._interval_s, peer))
+        due = []
+        for peer, at in self._due.items():
+            if at > now:
+                break
+            due.append(peer)
+        for peer in due:
+            del self._due[peer]
+            silent = self._is_silent(peer)
+            if not silent:
+                self._due[peer] = now + self._interval_s
+            yield peer, silent
 
     def _is_silent(self, peer: StreamPeer) -> bool:
         stream = peer.stream

@@ -175,6 +175,8 @@ class RouterFront(FrontSocket):
         if backlog is None:
             backlog = self._find_backlog(address[0])
         small, large = REPLY_OVERHEAD, 0
+        if len(address) > 1:
+            small += sum(map(len, address)) - len(address[0])  # of proxies, of any size
         for frame in body:
             size = len(frame)
             if size < tensors.BULKY_BYTES:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from multitower import tensors, wire, zmtp
 from multitower.buffers import Buffers
-from multitower.message_stream import MessageStream
+from multitower.message_stream import READ_BYTES, MessageStream
 from multitower.zmtp import ZmtpError
 
 from ..loop.log import event
@@ -40,6 +40,9 @@ log = logging.getLogger("multitower.router")
 
 READS: Final = 8
 """System calls that read from one connection in a turn, while it has more."""
+
+MAX_LOOKS: Final = 32
+"""Connections without a message that are looked at before other sources of the loop have their turn."""
 
 MAX_KEPT: Final = 64
 """Buffers of replies that are collected for one connection before they are written."""
@@ -137,18 +140,41 @@ class StreamFront(FrontSocket):
         self.recheck = unwatched  # otherwise its memory would wait for the collector of cycles
 
     def _linger(self, until: float) -> None:
-        """Writes what is kept, as far as clients read, until that time."""
-        waiting = {peer.descriptor: peer for peer in self._peers.values() if peer.stream.unsent}
+        """Writes what is kept, as far as clients read, until that time.
+
+        Over tcp it also waits until clients close their side. When a connection is closed that has something unread,
+        the kernel resets it and throws away what is on its way.
+        """
         poll = select.poll()
-        for descriptor in waiting:
-            poll.register(descriptor, select.POLLOUT)
+        waiting: dict[int, StreamPeer] = {}
+        for peer in self._peers.values():
+            if peer.stream.unsent or (peer.open and self._end_output(peer)):
+                waiting[peer.descriptor] = peer
+                poll.register(peer.descriptor, select.POLLOUT if peer.stream.unsent else select.POLLIN)
         while waiting and (left := until - time.monotonic()) > 0:
             for descriptor, _ in poll.poll(max(1, int(left * 1000))):
                 peer = waiting[descriptor]
-                self._write_rest(peer)
                 if not peer.stream.unsent:
+                    ended = _discard(peer.stream.socket)
+                else:
+                    self._write_rest(peer)
+                    if peer.stream.unsent:
+                        continue
+                    ended = not self._end_output(peer)
+                    poll.modify(descriptor, select.POLLIN)
+                if ended:
                     poll.unregister(descriptor)
                     del waiting[descriptor]
+
+    def _end_output(self, peer: StreamPeer) -> bool:
+        """Tells a client over tcp that nothing follows; returns whether its end is to be waited for."""
+        if self.local:
+            return False
+        try:
+            peer.stream.socket.shutdown(socket.SHUT_WR)
+        except OSError:  # it has gone
+            return False
+        return True
 
     # Connections.
 
@@ -177,8 +203,12 @@ class StreamFront(FrontSocket):
         """Closes connections that did not begin as they should or are silent; see `FrontSocket.tick`."""
         for peer, allowed in self._watch.take_late(now, self._connections.paused):
             self._refuse(peer, f"no handshake within {allowed:.0f} s")
-        for peer in self._watch.take_silent(now):
-            self._drop(peer)
+        for peer, silent in self._watch.take_due(now):
+            if silent:
+                self._drop(peer)
+            else:
+                self._settle(peer)
+        _buffers.collect()
         if self._refused and now >= self._logged + LOG_EVERY_S:
             event(log, logging.WARNING, "connections are closed that do not follow the protocol", count=self._refused)
             self._refused, self._logged = 0, now
@@ -249,7 +279,9 @@ class StreamFront(FrontSocket):
         ready = self._ready
         if not ready:
             self._find_arrivals()
-        while ready:
+        for _ in range(MAX_LOOKS):
+            if not ready:
+                return None
             peer = ready.popleft()
             peer.queued = False
             stream = peer.stream
@@ -275,20 +307,22 @@ class StreamFront(FrontSocket):
                 return incoming(peer.name, message, 0, peer.address)
             if stream.ended:
                 self._drop(peer)
+        self.recheck()  # other sources have their turn first
         return None
 
     def _read(self, peer: StreamPeer) -> list[Any] | None:
         """Reads what has arrived from a connection, until there is a message; returns it."""
         stream = peer.stream
+        message: list[Any] | None = None
         for _ in range(READS):
             if not stream.read():
                 break
             message = stream.next_message()
-            if message is not None or stream.drained:
-                peer.arrived = False
-                return message
+            # What is no message, such as heartbeats, is read once in a turn: it takes time as well.
+            if message is not None or stream.drained or not stream.fills_frame:
+                break
         peer.arrived = False
-        return None
+        return message
 
     # Replies.
 
@@ -377,3 +411,13 @@ class StreamFront(FrontSocket):
             poll = self._poll
             assert poll is not None  # until `close`
             poll.modify(peer.descriptor, select.EPOLLIN | select.EPOLLOUT if stream.unsent else select.EPOLLIN)
+
+
+def _discard(connection: socket.socket) -> bool:
+    """Reads something from a connection; returns whether it has ended."""
+    try:
+        return not connection.recv(READ_BYTES, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -66,7 +66,6 @@ class StreamPeer:
         large: bytes of large frames among them.
         watches_output: the epoll tells when it is writable.
         open: it has sent a message.
-        closed: it has been closed.
         heard: something has been read since the last heartbeat was due.
         missed: heartbeats in a row that were sent without anything read since.
     """
@@ -75,7 +74,6 @@ class StreamPeer:
         "address",
         "arrived",
         "backlog",
-        "closed",
         "descriptor",
         "heard",
         "held",
@@ -102,7 +100,6 @@ class StreamPeer:
         self.large = 0
         self.watches_output = False
         self.open = False
-        self.closed = False
         self.heard = False
         self.missed = 0
 

@@ -28,7 +28,10 @@ def made(slots: Slots, versions: Mapping[str, int] | None = None) -> Settings:
     models = tuple(spec((versions or {}).get(name, 1), name) for name in names)
     policy = RestartPolicy(max_restarts=100, first_s=1.0, max_s=1.0)
     return Settings(
-        config=cast(Config, SimpleNamespace(models=(), max_unread_bytes=1 << 30, unread_timeout=30.0, heartbeat=1.0)),
+        config=cast(
+            Config,
+            SimpleNamespace(models=(), principals=None, max_unread_bytes=1 << 30, unread_timeout=30.0, heartbeat=1.0),
+        ),
         devices=(),
         placements=tuple(placement(number, models) for number, models in enumerate(slots)),
         worker_settings=WorkerSettings(models, dict.fromkeys(names, 30.0), policy),

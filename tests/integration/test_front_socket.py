@@ -162,6 +162,18 @@ def test_small_frames_beside_large_ones_count_too(sockets: Sockets) -> None:
     sockets.wait(lambda: sockets.unread.total == 0)
 
 
+def test_the_addresses_of_proxies_count_as_unread_like_what_follows_them(sockets: Sockets) -> None:
+    client, _ = sockets.client()
+    proxy = bytes(MAX_MESSAGE // 2)
+    client.send_multipart([proxy, b"", wire.SERVER_LIVE, b"1"])
+    address = sockets.receive().address
+    count = (40 << 20) // len(proxy)
+    for _ in range(count):
+        sockets.front.answer(address, b"1", {})
+    assert sockets.front.receive() is None  # what is collected is written
+    assert sockets.unread.total > 10 << 20, "the kernel and the client's libzmq have the rest of 40 MiB"
+
+
 def test_what_a_client_left_unread_counts_no_more_once_it_has_left(sockets: Sockets) -> None:
     client, address = sockets.client()
     fill(sockets, address)

@@ -19,10 +19,11 @@ from descriptors import leaving_no_descriptor
 
 from multitower import wire, zmtp
 from multitower.supervisor.config.principals import Principals, Role
+from multitower.supervisor.routing import stream_front
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import MAX_FRAMES, Incoming
 from multitower.supervisor.routing.peer_watch import CROWDED_HANDSHAKE_S, HANDSHAKE_S
-from multitower.supervisor.routing.stream_front import StreamFront
+from multitower.supervisor.routing.stream_front import MAX_LOOKS, StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
 from multitower.supervisor.security.peers import Peers
@@ -623,3 +624,49 @@ def test_nothing_stays_open(transport: str, tmp_path: Path) -> None:
             scene.receive()
             scene.close()
     assert list(tmp_path.iterdir()) == []
+
+
+# Reviewed limits and ends.
+
+
+def test_a_connection_that_is_closed_gives_back_the_memory_of_its_message(remote: Scene) -> None:
+    size = 2 * MAX_MESSAGE
+    head = b"".join(bytes(part) for part in zmtp.encode([b"", b"kind", bytes(size)]))[:-size]
+    client = remote.raw(HELLO + head + bytes(size - 1))
+    remote.until(lambda: remote.front.receive() is None and remote.connections.open == 1)
+    before = stream_front._buffers.free_bytes
+    remote.until(lambda: remote.front.receive() is None and stream_front._buffers.free_bytes == before)
+    client.close()
+    remote.until(lambda: remote.front.receive() is None and not remote.connections.open)
+    remote.front.tick(time.monotonic())
+    assert stream_front._buffers.free_bytes >= before + size
+
+
+def test_what_was_answered_arrives_although_a_request_is_unread_at_the_end(remote: Scene) -> None:
+    large = bytes(400_000)
+    client = greeted(remote.raw(HELLO + request()))
+    asked = remote.receive()
+    remote.front.reply(asked.address, wire.OK, b"1", (b"{}", large))
+    remote.front.flush()
+    client.sendall(request(b"2"))
+    closing = threading.Thread(target=remote.front.close, args=(int(WAIT_S * 1000),))
+    closing.start()
+    read = 0
+    while data := client.recv(1 << 16):
+        read += len(data)
+    client.close()
+    closing.join(WAIT_S)
+    assert read > len(large)
+    assert not closing.is_alive(), "it does not wait for clients that have left"
+
+
+def test_connections_without_a_message_keep_others_waiting_for_some_of_them(scene: Scene) -> None:
+    for _ in range(MAX_LOOKS + 8):
+        scene.raw(HELLO)
+    asked: list[bool] = []
+    scene.front.recheck = lambda: asked.append(True)
+    assert scene.front.receive() is None
+    assert scene.front.readable, "the loop comes back for the rest"
+    assert asked
+    assert scene.front.receive() is None
+    assert not scene.front.readable

@@ -10,7 +10,7 @@ from multitower.compiled import modules
 ROOT = Path(__file__).parents[2] / "multitower"
 
 SELDOM = {
-    "Credentials",  # once a connection
+    "Origin",  # once a connection
     "Limits",  # once a process
     "Mark",  # once in many small replies
     "Served",  # once a worker and version
