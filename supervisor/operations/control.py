@@ -22,7 +22,7 @@ from ..observability.recording import Recorder
 from ..routing.front_socket import FrontSocket, Incoming, internal_error
 from ..security.audit import Audit
 from ..security.authorisation import without_names
-from ..security.operation_table import OPERATIONS, Operation
+from ..security.operation_table import OPERATIONS, ORDERS, Operation
 from ..security.peers import NOBODY, Peer, Peers
 from .model_orders import ModelOrders
 from .order_queue import READ_S
@@ -44,6 +44,8 @@ RECORD_COUNT: Final = 100
 """Requests of a recording, where its giver states no number."""
 
 _QUERIES = (wire.SERVER_LIVE, wire.SERVER_READY, wire.SERVER_METADATA, wire.STATUS)
+
+_TAKEN: Final = ORDERS | {wire.METRICS, *_QUERIES}
 
 _GATEWAY: Final = Peer("gateway", origin="a client of the gateway")
 """Who gives an order that the gateway passes on without `security`: nobody knows who its clients are."""
@@ -146,7 +148,7 @@ class ControlSocket:
             _check_role(front, peer, operation)
             if front is not self.front and not front.takes_orders:
                 raise _taken_elsewhere(kind)
-            if len(body) > 3:
+            if len(body) > 3 and kind in _TAKEN:
                 raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
             header = wire.load_header(bytes(body[2])) if len(body) > 2 else {}
             _check(front, peer, operation, header)
