@@ -273,7 +273,7 @@ def _read_s(header: dict[str, Any]) -> float:
 
 
 def _timeout_s(header: dict[str, Any]) -> float | None:
-    """Returns the seconds that the giver of an order states; None without `security`."""
+    """Returns the seconds that the giver of an order states; None if it states none."""
     timeout_ms = header.get("timeout_ms")
     if timeout_ms is None:
         return None
