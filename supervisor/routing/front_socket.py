@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from multitower import wire
+from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.containment import ErrorLog
@@ -20,7 +20,7 @@ from ..loop.reactor import unwatched
 from ..security.authenticator import GATEWAY
 from ..security.entrance import Entrance
 from .connections import Connections
-from .unread import Backlog, UnreadReplies
+from .unread import REPLY_OVERHEAD, Backlog, UnreadReplies
 
 log = logging.getLogger("multitower.router")
 
@@ -213,6 +213,25 @@ class FrontSocket(abc.ABC):
             self.reply(address, wire.OK, id, (wire.dump_json(answer),))
         else:
             self.reply(address, wire.OK, id, answer)
+
+
+def reply_bytes(address: Sequence[bytes], body: Sequence[Any]) -> tuple[int, int]:
+    """Returns the bytes of a reply that count as unread: of its small frames, with the overhead, and of its large ones.
+
+    Args:
+        address: the frames before the delimiter.
+        body: the frames from the header on.
+    """
+    small, large = REPLY_OVERHEAD, 0
+    if len(address) > 1:
+        small += sum(map(len, address)) - len(address[0])  # of proxies, of any size
+    for frame in body:
+        size = len(frame)
+        if size < tensors.BULKY_BYTES:
+            small += size
+        else:
+            large += size
+    return small, large
 
 
 def dropped_reply(unread_bytes: int) -> MultitowerError:

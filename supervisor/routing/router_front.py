@@ -18,10 +18,10 @@ from ..security.entrance import Entrance
 from ..security.zap import DOMAIN
 from .binding import bind, bind_error, listening_error
 from .connections import Connections
-from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming
+from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming, reply_bytes
 from .listener import Listener
 from .tcp_listener import take_listening_socket
-from .unread import MANY_MARK_BYTES, MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
+from .unread import MANY_MARK_BYTES, MARK_BYTES, Backlog, Mark, UnreadReplies
 
 HANDSHAKE_MS = 5000
 """Milliseconds that the handshake of an encrypted connection may take; it takes a place among the connections."""
@@ -174,15 +174,7 @@ class RouterFront(FrontSocket):
         backlog = self._recent.get(address[0])
         if backlog is None:
             backlog = self._find_backlog(address[0])
-        small, large = REPLY_OVERHEAD, 0
-        if len(address) > 1:
-            small += sum(map(len, address)) - len(address[0])  # of proxies, of any size
-        for frame in body:
-            size = len(frame)
-            if size < tensors.BULKY_BYTES:
-                small += size
-            else:
-                large += size
+        small, large = reply_bytes(address, body)
         backlog.unmarked += small
         if large or backlog.unmarked >= self._mark_bytes:
             self._reply_tracked(backlog, address, kind, id, body, droppable=large > 0)

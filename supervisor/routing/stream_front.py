@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from multitower import tensors, wire, zmtp
+from multitower import wire, zmtp
 from multitower.buffers import Buffers
 from multitower.message_stream import READ_BYTES, MessageStream
 from multitower.zmtp import ZmtpError
@@ -31,7 +31,7 @@ from ..security.entrance import Entrance
 from .acceptor import PathListener, StreamListener
 from .binding import listening_error
 from .connections import Connections
-from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming
+from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming, reply_bytes
 from .peer_watch import PeerWatch
 from .stream_peer import StreamPeer, Written
 from .unread import REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
@@ -332,15 +332,7 @@ class StreamFront(FrontSocket):
 
     def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> bool:
         """Sends the reply to an executed request; see `FrontSocket.reply`."""
-        small, large = REPLY_OVERHEAD, 0
-        if len(address) > 1:
-            small += sum(map(len, address)) - len(address[0])  # of proxies, of any size
-        for frame in body:
-            size = len(frame)
-            if size < tensors.BULKY_BYTES:
-                small += size
-            else:
-                large += size
+        small, large = reply_bytes(address, body)
         is_large = large > 0
         peer = self._peers.get(address[0])
         if peer is None:
