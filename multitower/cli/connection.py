@@ -1,4 +1,4 @@
-"""What all commands share that ask a running daemon: its endpoint, a timeout, and errors in one line."""
+"""What all commands share that ask a running daemon: its endpoint, a timeout, and how errors are printed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from multitower.cli.seconds import Seconds
 from multitower.exit_codes import Exit
 from multitower.supervisor.loop.log import escape_controls
+
+if TYPE_CHECKING:
+    from multitower import MultitowerError
 
 CONNECT_S: Final = 3.0
 TIMEOUT_S: Final = 10.0
@@ -67,9 +70,9 @@ def _make_command(
 ) -> Callable[..., None]:
     """Makes a command of a function.
 
-    The command gets the options `--endpoint`, `--key`, `--server-key` and `--timeout`. An error becomes one line on
-    stderr and an exit code: `UNAVAILABLE` if no daemon or model could answer, `NO_PERMISSION` if the daemon refuses it
-    to this user, 1 otherwise.
+    The command gets the options `--endpoint`, `--key`, `--server-key` and `--timeout`. An error becomes text on stderr,
+    see `error_text`, and an exit code: `UNAVAILABLE` if no daemon or model could answer, `NO_PERMISSION` if the daemon
+    refuses it to this user, 1 otherwise.
     """
 
     @endpoint_option
@@ -97,7 +100,7 @@ def _make_command(
             ) as client:
                 code = command(client, **arguments)
         except MultitowerError as error:
-            click.echo(error_line(error), err=True)
+            click.echo(error_text(error), err=True)
             code = exit_code(error)
         except TensorFileError as error:
             click.echo(error_line(error), err=True)
@@ -108,8 +111,22 @@ def _make_command(
 
 
 def error_line(error: Exception) -> str:
-    """The line on stderr for an error."""
-    return f"multitower: {escape_controls(' '.join(str(error).split()))}"
+    """An error in one line."""
+    return f"multitower: {_one_line(str(error))}"
+
+
+def error_text(error: MultitowerError) -> str:
+    """An error for stderr: one line, but of a configuration that is refused each mistake has its own, as in `check`."""
+    from multitower import Reason
+
+    if error.reason != Reason.CONFIG_REFUSED:
+        return error_line(error)
+    first, *mistakes = str(error).splitlines()
+    return "\n".join([f"multitower: {_one_line(first)}", *map(_one_line, mistakes)])
+
+
+def _one_line(text: str) -> str:
+    return escape_controls(" ".join(text.split()))
 
 
 def exit_code(error: Exception) -> int:

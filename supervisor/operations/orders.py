@@ -25,7 +25,7 @@ from .reload import Reload, unchangeable
 
 log = logging.getLogger("multitower.daemon")
 
-_REFUSED: Final = "the configuration is refused, and nothing has changed: "
+_REFUSED: Final = "the configuration is refused, and nothing has changed:"
 
 MAX_RESTARTS: Final = 256
 """Orders to restart a slot or the gateway that wait at most, those under way included."""
@@ -119,7 +119,7 @@ class Orders:
             reload.outcome, level, message = "refused", logging.ERROR, "reload refused: nothing has changed"
         else:
             reload.outcome, level, message = "failed", logging.ERROR, "reload ended early"
-        reload.cause = answer.message.removeprefix(_REFUSED) if isinstance(answer, MultitowerError) else None
+        reload.cause = _cause(answer) if isinstance(answer, MultitowerError) else None
         self._context.history.keep(level, EventKind.RELOAD, message, cause=reload.cause)
 
     def _begin_reload(self, order: Order, read_s: float) -> None:
@@ -152,7 +152,7 @@ class Orders:
             if refusal is not None:
                 raise config_refused(refusal)
         except MultitowerError as error:
-            event(log, logging.ERROR, "reload refused: nothing has changed", cause=error.message.removeprefix(_REFUSED))
+            event(log, logging.ERROR, "reload refused: nothing has changed", cause=_cause(error))
             raise
         # At once: whoever was removed must not get in while workers load models, nor if one of them cannot.
         self._principals.apply(new.config.principals, number)
@@ -271,5 +271,14 @@ def newly_absent(old: Settings, new: Settings) -> str | None:
 
 
 def config_refused(cause: str) -> MultitowerError:
-    """Returns the answer to an order whose configuration cannot be applied."""
-    return make(Reason.CONFIG_REFUSED, f"{_REFUSED}{cause}")
+    """Returns the answer to an order whose configuration cannot be applied.
+
+    Args:
+        cause: its mistakes, each in a line.
+    """
+    several = "\n" in cause
+    return make(Reason.CONFIG_REFUSED, _REFUSED + ("\n" if several else " ") + cause)
+
+
+def _cause(error: MultitowerError) -> str:
+    return error.message.removeprefix(_REFUSED).strip()

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 from fake_gpus import UUIDS, FakeGpus
 from flow import Sent, flow
 from running import STEP_S, Running, multitower
 
 from multitower import Client, NotFound
+from multitower.cli.configuration import check
 
 pytestmark = pytest.mark.chaos
 
@@ -252,6 +254,23 @@ def test_a_wrong_reload_changes_nothing(unchanged: Running, change: tuple[str, s
         assert [(slot["pid"], slot["incarnation"]) for slot in client.status()["slots"]] == before
         daemon.config.write_text(good)
         assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
+
+
+@pytest.mark.parametrize("order", [("reload",), ("load", "m")], ids=lambda order: order[0])
+def test_each_mistake_of_a_refused_configuration_has_its_line(unchanged: Running, order: tuple[str, ...]) -> None:
+    good = unchanged.config.read_text()
+    unchanged.config.write_text(good.replace("    batching:", "    priority: high\n    baching:"))
+    try:
+        done = multitower(*order, daemon=unchanged)
+        checked = CliRunner().invoke(check, [str(unchanged.config)])
+    finally:
+        unchanged.config.write_text(good)
+    first, *mistakes = done.stderr.splitlines()
+    assert first == (
+        "multitower: INVALID_ARGUMENT/config_refused: the configuration is refused, and nothing has changed:"
+    )
+    assert mistakes == checked.stderr.splitlines()
+    assert [line.split()[0] for line in mistakes] == [f"{unchanged.config}:{row}:5:" for row in (9, 10)]
 
 
 def test_sighup_reloads_the_configuration(tmp_path: Path) -> None:
