@@ -86,7 +86,7 @@ class Gateway:
         self._listeners_seen = -1
         self._wanted: dict[str, Any] = {}  # the settings that a process started now would get
         self._replace_asked = False
-        self._restarts_asked: list[Callable[[str | None], None]] = []
+        self._restarts_asked: list[tuple[Callable[[str | None], None], Callable[[], bool] | None]] = []
         self._budget = RestartBudget(settings.current.worker_settings.policy, random.Random())
         self._run: GatewayRun | None = None
         self._retiring: list[GatewayRun] = []
@@ -145,13 +145,15 @@ class Gateway:
 
         Where a listening socket has been bound again, clients cannot wait for that: the former process ends at once.
         """
-        if not self._retiring:
-            self._replace(run, now)
-        elif run.process.settings["listeners"] != self._wanted["listeners"]:
-            for former in self._retiring:
-                if former.killed_because is None:
-                    self._kill(former, "its successor is replaced as well")
-            self._replace(run, now)
+        if self._retiring and run.process.settings["listeners"] == self._wanted["listeners"]:
+            return
+        self._drop_unwanted_restarts()
+        if not self._replace_asked and run.process.settings == self._wanted:
+            return
+        for former in self._retiring:
+            if former.killed_because is None:
+                self._kill(former, "its successor is replaced as well")
+        self._replace(run, now)
 
     # Orders of an operator.
 
@@ -166,17 +168,19 @@ class Gateway:
             self._start_at = now
             self._enter(GatewayState.BACKOFF, now, self.cause)
 
-    def restart(self, now: float, done: Callable[[str | None], None]) -> None:
+    def restart(self, now: float, done: Callable[[str | None], None], wanted: Callable[[], bool] | None = None) -> None:
         """Gives the gateway another process, also if it has failed; the present one answers what it has accepted.
 
         Args:
             now: monotonic seconds.
             done: called once: with None when the new process accepts connections, or with why there is none: the
                 gateway has failed, or its process was killed before that.
+            wanted: called before a process is replaced that serves: whether that is still to take place; None if it
+                always is.
         """
         self._budget.reset()
         self.resume(now)
-        self._restarts_asked.append(done)  # only now: where an earlier step raises, `done` is never called
+        self._restarts_asked.append((done, wanted))  # only now: where an earlier step raises, `done` is never called
         if self.state is GatewayState.READY:
             self._replace_asked = True
         elif self.state is GatewayState.BACKOFF:
@@ -186,8 +190,16 @@ class Gateway:
 
     def _end_restarts(self, error: str | None) -> None:
         asked, self._restarts_asked = self._restarts_asked, []
-        for done in asked:
+        for done, _ in asked:
             done(error)
+
+    def _drop_unwanted_restarts(self) -> None:
+        dropped = [each for each in self._restarts_asked if each[1] is not None and not each[1]()]
+        if dropped:
+            self._restarts_asked = [each for each in self._restarts_asked if each not in dropped]
+            self._replace_asked = self._replace_asked and bool(self._restarts_asked)
+            for done, _ in dropped:
+                done("it is not wanted any more")
 
     # Processes.
 

@@ -6,6 +6,7 @@ the gateway for principals who may. Sockets for clients pass on the orders of pr
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -25,7 +26,7 @@ from ..security.authorisation import without_names
 from ..security.operation_table import OPERATIONS, ORDERS, Operation
 from ..security.peers import NOBODY, Peer, Peers
 from .model_orders import ModelOrders
-from .order_queue import READ_S
+from .order_queue import READ_S, Recheck
 from .orders import Orders
 from .queries import Queries
 
@@ -128,7 +129,7 @@ class ControlSocket:
             nonlocal answered, failure
             answered = True
             if kind == wire.RECORD and not isinstance(answer, MultitowerError):  # it has what others have sent
-                answer = self._check_again(front, address, connection, operation, header) or answer
+                answer = self._check_again(front, peer, address, connection, operation, header) or answer
             if isinstance(answer, MultitowerError) and front.entrance is not None:
                 answer = without_names(peer, answer)
             if isinstance(answer, MultitowerError):
@@ -152,7 +153,8 @@ class ControlSocket:
                 raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
             header = wire.load_header(bytes(body[2])) if len(body) > 2 else {}
             _check(front, peer, operation, header)
-            self._begin(kind, header, done)
+            recheck = functools.partial(self._check_again, front, peer, address, connection, operation, header)
+            self._begin(kind, header, done, recheck)
         except MultitowerError as error:
             done(error)
         except Exception as error:  # noqa: BLE001  it is logged
@@ -171,14 +173,17 @@ class ControlSocket:
     def _check_again(
         self,
         front: FrontSocket,
+        peer: Peer,
         address: tuple[bytes, ...],
         connection: str | None,
         operation: Operation | None,
         header: dict[str, Any],
     ) -> MultitowerError | None:
-        """Returns why the giver of an order that took long may not have its answer any more; None if it may."""
+        """Returns why the giver of an order may not give it any more, after it has waited; None if they still may."""
+        if front.entrance is None:
+            return None
         try:
-            _check(front, self._find_sender(front, address, connection), operation, header)
+            _check(front, front.entrance.identify_again(peer, address, connection), operation, header)
         except MultitowerError as refusal:
             return refusal
         return None
@@ -188,23 +193,23 @@ class ControlSocket:
             return front.entrance.origin_of_unknown(incoming.connection)
         return "" if front is self.front else front.endpoint  # without `security` nothing else is known
 
-    def _begin(self, kind: bytes, header: dict[str, Any], done: _Answer) -> None:
+    def _begin(self, kind: bytes, header: dict[str, Any], done: _Answer, recheck: Recheck) -> None:
         if kind == wire.RELOAD and header.get("dry_run") is True:
             done({"dry_run": True})  # only whether the sender may was asked
         elif kind == wire.RELOAD:
-            self._orders.reload(done, _read_s(header))
+            self._orders.reload(done, _read_s(header), recheck)
         elif kind == wire.RESTART:
             if header.get("gateway") is True:
-                self._orders.restart_gateway(done)
+                self._orders.restart_gateway(done, recheck)
                 return
             slot = header.get("slot")
             if type(slot) is not int:
                 raise make(Reason.MALFORMED, "slot is missing or not an integer", field="slot")
-            self._orders.restart(slot, done)
+            self._orders.restart(slot, done, recheck)
         elif kind == wire.LOAD:
-            self._model_orders.load(_model_name(header), done, _read_s(header))
+            self._model_orders.load(_model_name(header), done, _read_s(header), recheck)
         elif kind == wire.UNLOAD:
-            self._model_orders.unload(_model_name(header), done)
+            self._model_orders.unload(_model_name(header), done, recheck)
         elif kind == wire.RECORD:
             self._record(header, done)
         elif kind == wire.METRICS:

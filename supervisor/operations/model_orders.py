@@ -17,7 +17,7 @@ from ..config.loading import UnknownModelError
 from ..loop.history import EventKind
 from ..settings import Settings
 from .content_hashing import comparing_ends, keep_fingerprints
-from .order_queue import READ_S, Done, Order, OrderContext, ReadConfig, stopping
+from .order_queue import READ_S, Done, Order, OrderContext, ReadConfig, Recheck, stopping
 from .orders import accepted, config_refused
 from .reload import Reload
 
@@ -36,7 +36,7 @@ class ModelOrders:
     def __init__(self, context: OrderContext) -> None:
         self._context = context
 
-    def load(self, name: str, done: Done, read_s: float = READ_S) -> None:
+    def load(self, name: str, done: Done, read_s: float = READ_S, recheck: Recheck | None = None) -> None:
         """Loads a model on its slots, as the configuration file describes it now.
 
         Args:
@@ -44,8 +44,9 @@ class ModelOrders:
             done: called with the answer: `model_name` and the `slots` that got a new worker once all of them serve the
                 model, or why they do not.
             read_s: seconds that reading may take; then the order fails.
+            recheck: see `Recheck`.
         """
-        self._context.queue.submit(lambda order: self._begin_load(order, name, read_s), done)
+        self._context.queue.submit(lambda order: self._begin_load(order, name, read_s), done, recheck=recheck)
 
     def _begin_load(self, order: Order, name: str, read_s: float) -> None:
         context = self._context
@@ -65,14 +66,15 @@ class ModelOrders:
 
         context.queue.read_files(context.background, order, read, apply, read_s)
 
-    def unload(self, name: str, done: Done) -> None:
+    def unload(self, name: str, done: Done, recheck: Recheck | None = None) -> None:
         """Unloads a model: requests already accepted are answered, then its memory is freed.
 
         Args:
             name: the model's name.
             done: called with the answer: `model_name` and the `slots` that got a new worker, or why they did not.
+            recheck: see `Recheck`.
         """
-        self._context.queue.submit(lambda order: self._begin_unload(order, name), done)
+        self._context.queue.submit(lambda order: self._begin_unload(order, name), done, recheck=recheck)
 
     def _begin_unload(self, order: Order, name: str) -> None:
         settings = self._context.settings

@@ -59,6 +59,10 @@ Done = Callable[[dict[str, Any] | MultitowerError], None]
 """Takes the answer to an order: the header of the reply, or why the order was refused or has failed."""
 
 
+Recheck = Callable[[], MultitowerError | None]
+"""Called when the turn of an order has come: returns why its giver may not give it any more; None if they still may."""
+
+
 class Order:
     """One order, from its submission to its answer.
 
@@ -153,19 +157,22 @@ class OrderQueue:
         """An order is being carried out, or waits."""
         return bool(self._orders)
 
-    def submit(self, begin: Callable[[Order], None], done: Done, *, bounded: bool = True) -> None:
+    def submit(
+        self, begin: Callable[[Order], None], done: Done, *, bounded: bool = True, recheck: Recheck | None = None
+    ) -> None:
         """Carries out an order when its turn comes, which may be at once.
 
         Args:
             begin: carries out the order's first step; see `Order`.
             done: called once with the answer; `too_many_orders` where too many wait.
             bounded: False for an order that is always accepted, of which there is one at most.
+            recheck: see `Recheck`; None for an order of the daemon's own.
         """
         if bounded and len(self._orders) > self._max_waiting:
             message = f"{self._max_waiting} orders wait already"
             done(make(Reason.TOO_MANY_ORDERS, message, retry_after_ms=RETRY_AFTER_MS))
             return
-        self._orders.append(Order(functools.partial(self._begin, begin), done, self._order_ended))
+        self._orders.append(Order(functools.partial(self._begin, begin, recheck), done, self._order_ended))
         self._advance()
 
     def read_files(
@@ -226,9 +233,12 @@ class OrderQueue:
 
         order.guard(give_up)()
 
-    def _begin(self, begin: Callable[[Order], None], order: Order) -> None:
+    def _begin(self, begin: Callable[[Order], None], recheck: Recheck | None, order: Order) -> None:
         if not self._lifecycle.running:
             raise stopping()
+        refusal = recheck() if recheck is not None else None
+        if refusal is not None:
+            raise refusal
         begin(order)
 
     def _order_ended(self) -> None:

@@ -19,7 +19,7 @@ from ..machine.devices import DeviceError
 from ..model_presence import MODEL
 from ..settings import Settings, build_settings
 from .content_hashing import comparing_ends, keep_fingerprints
-from .order_queue import READ_S, RETRY_AFTER_MS, Done, Order, OrderContext, stopping
+from .order_queue import READ_S, RETRY_AFTER_MS, Done, Order, OrderContext, Recheck, stopping
 from .principals_reload import PrincipalsReload
 from .reload import Reload, unchangeable
 
@@ -32,6 +32,9 @@ MAX_RESTARTS: Final = 256
 
 Ended = Callable[[str | None], None]
 """Called at the end of a restart: with the cause if it failed, otherwise with None."""
+
+Wanted = Callable[[], bool]
+"""Called when the turn of a restart has come: whether it is still to take place."""
 
 
 @dataclass(slots=True)
@@ -71,7 +74,7 @@ class Orders:
         self._reload_submitted = False
         self._reload_again = False
 
-    def reload(self, done: Done, read_s: float = READ_S) -> None:
+    def reload(self, done: Done, read_s: float = READ_S, recheck: Recheck | None = None) -> None:
         """Reads and checks the configuration in a thread, then applies it.
 
         Args:
@@ -79,6 +82,7 @@ class Orders:
                 `principals` likewise; or why nothing or not everything was changed. While a reload is under way:
                 `reload_in_progress`; another one follows it.
             read_s: seconds that reading may take; then the order fails.
+            recheck: see `Recheck`.
         """
         if not self._context.lifecycle.running:
             done(stopping())
@@ -91,9 +95,9 @@ class Orders:
             message = "a reload is under way; another one follows it"
             done(make(Reason.RELOAD_IN_PROGRESS, message, retry_after_ms=RETRY_AFTER_MS))
         else:
-            self._submit_reload(done, read_s)
+            self._submit_reload(done, read_s, recheck)
 
-    def _submit_reload(self, done: Done, read_s: float) -> None:
+    def _submit_reload(self, done: Done, read_s: float, recheck: Recheck | None = None) -> None:
         def ended(answer: dict[str, Any] | MultitowerError) -> None:
             self._reload_submitted = False
             self._record_outcome(answer)
@@ -106,7 +110,8 @@ class Orders:
                 self._context.announce_reload_end()
 
         self._reload_submitted = True
-        self._context.queue.submit(lambda order: self._begin_reload(order, read_s), ended, bounded=False)
+        begin = functools.partial(self._begin_reload, read_s=read_s)
+        self._context.queue.submit(begin, ended, bounded=False, recheck=recheck)
 
     def _record_outcome(self, answer: dict[str, Any] | MultitowerError) -> None:
         reload = self.last_reload
@@ -173,12 +178,13 @@ class Orders:
 
         Reload(self._context, order, settings.current, new, applied, again=True).start()
 
-    def restart(self, number: int, done: Done) -> None:
+    def restart(self, number: int, done: Done, recheck: Recheck | None = None) -> None:
         """Gives a slot a new worker.
 
         Args:
             number: the slot's number.
             done: called with the answer: `slot` and `pid` once the new worker serves, or why it does not.
+            recheck: see `Recheck`.
         """
         slots = self._context.manager.slots
         slot = next((slot for slot in slots if slot.number == number), None)
@@ -199,13 +205,15 @@ class Orders:
                 else:
                     done(make(Reason.NO_WORKER, f"slot {number}: {error}"))
 
-            self._restart(lambda counted: self._context.manager.restart_slot(slot, counted), ended)
+            manager = self._context.manager
+            self._restart(lambda *counted: manager.restart_slot(slot, *counted), ended, done, recheck)
 
-    def restart_gateway(self, done: Done) -> None:
+    def restart_gateway(self, done: Done, recheck: Recheck | None = None) -> None:
         """Gives the gateway another process, also if it has failed.
 
         Args:
             done: called with the answer: `pid` once the new process accepts connections, or why there is none.
+            recheck: see `Recheck`.
         """
         gateway = self._gateway
         if not self._context.lifecycle.running:
@@ -222,16 +230,34 @@ class Orders:
                 else:
                     done(make(Reason.ORDER_FAILED, f"the gateway could not be restarted: {error}"))
 
-            self._restart(lambda counted: gateway.restart(time.monotonic(), counted), ended)
+            self._restart(lambda *counted: gateway.restart(time.monotonic(), *counted), ended, done, recheck)
 
-    def _restart(self, start: Callable[[Ended], None], ended: Ended) -> None:
-        """Starts a restart, which counts towards `MAX_RESTARTS` until it has ended."""
+    def _restart(
+        self, start: Callable[[Ended, Wanted], None], ended: Ended, done: Done, recheck: Recheck | None
+    ) -> None:
+        """Starts a restart, which counts towards `MAX_RESTARTS` until it has ended.
+
+        Args:
+            start: begins it, or lets it wait for its turn.
+            ended: called at its end, if its turn has come and its giver might still give the order.
+            done: called with why they might not, otherwise.
+            recheck: see `Recheck`.
+        """
+        refusal: MultitowerError | None = None
+
+        def wanted() -> bool:
+            nonlocal refusal
+            refusal = recheck() if recheck is not None else None
+            return refusal is None
 
         def counted(error: str | None) -> None:
             self._restarts -= 1
-            ended(error)
+            if refusal is not None:
+                done(refusal)
+            else:
+                ended(error)
 
-        start(counted)
+        start(counted, wanted)
         self._restarts += 1  # only now: where `start` raises, `counted` is never called
 
     def _too_many(self) -> MultitowerError:

@@ -16,7 +16,7 @@ from .authorisation import Authorisation
 from .failures import Failures
 from .handles import ANONYMOUS_HANDLE, Handles
 from .limits import Uses
-from .peers import NOBODY, Peer, Peers
+from .peers import NOBODY, Peer, Peers, peer_of
 from .tokens import TokenVerifier
 
 
@@ -66,6 +66,18 @@ class AccessControl:
         if handle == ANONYMOUS_HANDLE:
             return NOBODY
         return self._handles.find(handle, self._clock()) or NOBODY
+
+    def renewed(self, peer: Peer) -> Peer:
+        """A peer that was found by a handle, with the roles and models that its principal has now.
+
+        Nobody if the principal was removed, or a token of it, which may be the one that was shown. The handle itself
+        tells neither: it is void once the principal has changed, and a minute after its client has gone away.
+        """
+        former = peer.principal
+        principal = self.principals.by_name.get(former.name) if former is not None else None
+        if former is None or principal is None or not set(former.token_hashes) <= set(principal.token_hashes):
+            return NOBODY
+        return peer_of(principal, peer.origin)
 
     @property
     def due(self) -> float:

@@ -57,6 +57,16 @@ class Entrance:
             connection: the property `of_connection`; None for a connection that lacks it.
         """
 
+    def identify_again(self, peer: Peer, address: tuple[bytes, ...], connection: str | None) -> Peer:
+        """Returns who sent a message that has waited, with the roles and models that they have now.
+
+        Args:
+            peer: what `identify` returned when it arrived.
+            address: see `identify`.
+            connection: likewise.
+        """
+        return self.identify(address, connection)
+
 
 class CurveEntrance(Entrance):
     """An endpoint over tcp: the key that the handshake has proved says who it is."""
@@ -98,6 +108,10 @@ class GatewayEntrance(Entrance):
             return NOBODY
         return self.access.by_handle(address[1])
 
+    def identify_again(self, peer: Peer, address: tuple[bytes, ...], connection: str | None) -> Peer:
+        """See `Entrance.identify_again`."""
+        return self.access.renewed(peer)
+
     def is_gateway(self, connection: str | None) -> bool:
         """Whether a message comes from the gateway, as far as the kernel knows: from a process of the daemon's user."""
         return is_own(self.access.peers.local(connection))
@@ -124,6 +138,10 @@ class ControlEntrance(Entrance):
         if len(address) == 2 and is_own(peer):
             return self.access.by_handle(address[1])
         return NOBODY
+
+    def identify_again(self, peer: Peer, address: tuple[bytes, ...], connection: str | None) -> Peer:
+        """See `Entrance.identify_again`."""
+        return self.identify(address, connection) if len(address) == 1 else self.access.renewed(peer)
 
 
 def is_own(peer: Peer) -> bool:

@@ -255,7 +255,9 @@ class WorkerManager:
             with self._contain("stopping a worker", slot.process, now):
                 self._slots.stop_slot(slot, now)
 
-    def restart_slot(self, slot: Slot, done: Callable[[str | None], None]) -> None:
+    def restart_slot(
+        self, slot: Slot, done: Callable[[str | None], None], wanted: Callable[[], bool] | None = None
+    ) -> None:
         """Gives a slot a new process, for an operator who is expected to have removed the cause of earlier failures.
 
         Models in quarantine are tried again, and spares are started again if they had died too often.
@@ -263,6 +265,7 @@ class WorkerManager:
         Args:
             slot: the slot.
             done: called at the end with None, or with the reason why it failed.
+            wanted: see `Replacement`.
         """
         slot.safe_rows.clear()
         slot.load_deaths.forget()
@@ -273,7 +276,7 @@ class WorkerManager:
             slot.operator_restart = False
             done(error)
 
-        self._replacements.add(Replacement(slot, "multitower restart", done=end))
+        self._replacements.add(Replacement(slot, "multitower restart", done=end, wanted=wanted))
         slot.operator_restart = True  # only now: where something raises, `end` is never called
 
     def request_replacement(self, replacement: Replacement) -> None:

@@ -60,12 +60,21 @@ class Replacer:
                 if not queue.waiting:
                     return
                 queue.current = queue.waiting.popleft()
+                if queue.current.wanted is not None and not queue.current.wanted():
+                    self._drop(queue.current)
+                    continue
                 message = "removing slot" if queue.current.remove else "replacing worker"
                 event(log, logging.INFO, message, **queue.current.slot.fields, why=queue.current.why)
             before = queue.current, queue.current.step
             self._advance_one(queue.current, now)
             if (queue.current, queue.current.step if queue.current is not None else None) == before:
                 return
+
+    def _drop(self, replacement: Replacement) -> None:
+        """Ends the replacement whose turn has come, and that is not wanted any more."""
+        self._queue.current = None
+        if replacement.done is not None:
+            replacement.done("it is not wanted any more")
 
     def abort(self, error: str, now: float) -> None:
         """Gives up the replacement in progress after an internal error.

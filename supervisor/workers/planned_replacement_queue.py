@@ -42,6 +42,7 @@ class Replacement:
         beside_only: it takes place only while the old process serves, and the old process stays if the new one fails.
         may_fail: the new process need not load a model: there is nothing that the slot could go back to.
         done: called at the end with None, or with the reason why it failed.
+        wanted: called when its turn has come: whether it is still to take place; None if it always is.
         step: how far it is.
         old: the process that is replaced, once it is known.
         draining_since: when `old` began to drain, in monotonic seconds: of the requests that only it can answer, it
@@ -64,6 +65,7 @@ class Replacement:
     beside_only: bool = False
     may_fail: bool = False
     done: Callable[[str | None], None] | None = None
+    wanted: Callable[[], bool] | None = None
     step: Step = Step.BEGIN
     old: WorkerProcess | None = None
     draining_since: float | None = None

@@ -130,6 +130,25 @@ def test_a_restart_is_answered_once_the_new_process_is_ready(stack: ExitStack, t
     assert scene.gateway.report(0.0)["restarts"] == 0
 
 
+def test_a_restart_that_waits_takes_place_only_if_it_is_still_wanted(stack: ExitStack, tmp_path: Path) -> None:
+    scene = GatewayScene(stack, write_program(tmp_path / "gateway", ENDS=False))
+    scene.wait(GatewayState.READY)
+    first, ended = scene.pid(), []
+    assert first is not None
+    scene.gateway.restart(scene.now(), ended.append)
+    scene.wait_until(lambda: bool(ended))
+    second, dropped, asked = scene.pid(), [], []
+    scene.gateway.restart(scene.now(), dropped.append, lambda: bool(asked.append(None)))
+    scene.tick()
+    assert not asked, "the first process has not ended, so it is not its turn"
+    os.kill(first, signal.SIGKILL)
+    scene.wait_until(lambda: bool(dropped))
+    assert (dropped, asked, scene.pid()) == (["it is not wanted any more"], [None], second)
+    scene.gateway.restart(scene.now(), ended.append, lambda: True)
+    scene.wait_until(lambda: len(ended) == 2)
+    assert (ended, scene.pid() != second) == ([None, None], True)
+
+
 def test_a_restart_that_fails_is_answered_with_its_cause(stack: ExitStack, tmp_path: Path) -> None:
     program = write_program(tmp_path / "gateway", EXIT_CODE=7)
     scene = GatewayScene(stack, program)

@@ -20,6 +20,7 @@ from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.history import EventHistory
 from multitower.supervisor.observability.recording import Recorder
 from multitower.supervisor.operations.control import BURST, ControlSocket
+from multitower.supervisor.operations.order_queue import Order
 from multitower.supervisor.routing.front_socket import FrontSocket, Incoming
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.security.access_control import AccessControl
@@ -67,9 +68,13 @@ class FakeFront:
 
 
 def make_control(
-    folder: Path, front: FakeFront, history: EventHistory, make_recorder: Callable[[Router], Recorder] = Recorder
+    folder: Path,
+    front: FakeFront,
+    history: EventHistory,
+    make_recorder: Callable[[Router], Recorder] = Recorder,
+    daemon: DaemonScene | None = None,
 ) -> ControlSocket:
-    operations = DaemonScene(folder, [("m",)]).operations
+    operations = (daemon or DaemonScene(folder, [("m",)])).operations
     return ControlSocket(
         cast(FrontSocket, front),
         operations.queries,
@@ -223,7 +228,7 @@ class Recording:
 RECORD_M = [wire.RECORD, b"id", b'{"model_name": "m"}']
 
 
-@pytest.mark.parametrize(
+CHANGES = pytest.mark.parametrize(
     ("changed", "reason"),
     [
         (None, None),
@@ -236,6 +241,9 @@ RECORD_M = [wire.RECORD, b"id", b'{"model_name": "m"}']
     ],
     ids=["still there", "removed", "without the role", "without the model"],
 )
+
+
+@CHANGES
 def test_a_recording_goes_to_nobody_who_was_revoked_meanwhile(
     tmp_path: Path, changed: Principals | None, reason: str | None
 ) -> None:
@@ -249,6 +257,51 @@ def test_a_recording_goes_to_nobody_who_was_revoked_meanwhile(
     assert getattr(answer, "reason", None) == reason
     (event,) = (past.to_json(0.0) for past in recording.history.events())
     assert (event["principal"], event["outcome"]) == ("operates", reason or "ok")
+
+
+@CHANGES
+@pytest.mark.parametrize(
+    ("kind", "header"),
+    [
+        (wire.RELOAD, b"{}"),
+        (wire.LOAD, b'{"model_name": "m"}'),
+        (wire.UNLOAD, b'{"model_name": "m"}'),
+        (wire.RESTART, b'{"slot": 0}'),
+    ],
+    ids=["reload", "load", "unload", "restart"],
+)
+def test_an_order_that_waits_is_allowed_or_refused_when_its_turn_comes(
+    tmp_path: Path, kind: bytes, header: bytes, changed: Principals | None, reason: str | None
+) -> None:
+    daemon, history = DaemonScene(tmp_path, [("m",), ("m",)]), EventHistory()
+    scene, operations = daemon.scene, daemon.operations
+    orders: list[Order] = []
+    restarted: list[str | None] = []
+    with contextlib.closing(BackgroundJobs()) as jobs:
+        access = AccessControl(PRINCIPALS, jobs)
+        front = FakeFront(0, entrance=CurveEntrance(access))
+        control = make_control(tmp_path, FakeFront(0), history, daemon=daemon)
+        operations.queue.submit(orders.append, lambda _: None)
+        scene.manager.restart_slot(scene.slot(1), restarted.append)
+        scene.tick()
+        before = scene.slot(0).process
+        daemon.configure(m=2)
+        body = [kind, b"id", header]
+        control.take(cast(FrontSocket, front), Incoming((b"\0name",), body, KEYS["operates"]), body)
+        scene.tick()
+        assert not front.answers, "it waits"
+        if changed is not None:
+            access.apply(changed)
+        orders[0].end({})
+        scene.settle()
+    assert restarted == [None]
+    (answer,) = front.answers
+    assert getattr(answer, "reason", None) == reason
+    assert (scene.slot(0).process is before) == (reason is not None), "what is refused is not done"
+    assert not operations.queue.busy
+    (event,) = (past.to_json(0.0) for past in history.events())
+    fields = ("operation", "principal", "from", "outcome")
+    assert tuple(event[field] for field in fields) == (kind[4:].decode(), "operates", "tcp", reason or "ok")
 
 
 class Frames(list[bytes]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from made_security import make_keys
 from zmq.utils import z85
 
 from multitower import wire
+from multitower.bearer_tokens import new_token
 from multitower.supervisor.config.principals import Principal, Principals, Role
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.containment import ErrorLog
@@ -87,6 +89,24 @@ def test_a_handle_says_for_whom_the_gateway_asks(access: AccessControl, kind: An
         assert entrance.identify((b"r", handle), connection) is NOBODY
     access.apply(Principals())
     assert entrance.identify((b"r", handle), OWN) is NOBODY
+
+
+@pytest.mark.parametrize("kind", [GatewayEntrance, lambda access: ControlEntrance(access, tuple)])
+def test_who_had_a_handle_is_found_again_by_the_principal(access: AccessControl, kind: Any) -> None:
+    entrance: Entrance = kind(access)
+    address = b"r", give(access)
+    peer = entrance.identify(address, OWN)
+    access.apply(Principals([replace(ONE, models=("other",))]))
+    assert entrance.identify(address, OWN) is NOBODY, "the handle stands for the principal as it was"
+    again = entrance.identify_again(peer, address, OWN)
+    assert (again.name, again.origin, again.may_use("mine")) == ("one", "192.0.2.1:5", False)
+    access.apply(Principals([replace(ONE, token_hashes=(new_token("one")[1],))]))
+    added = entrance.identify_again(peer, address, OWN)
+    assert added.name == "one", "another token was added"
+    access.apply(Principals([ONE]))
+    assert entrance.identify_again(added, address, OWN) is NOBODY, "a token was removed, maybe the one that was shown"
+    access.apply(Principals())
+    assert entrance.identify_again(peer, address, OWN) is NOBODY
 
 
 def test_the_gateway_has_no_rights_of_its_own(access: AccessControl) -> None:

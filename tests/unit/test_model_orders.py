@@ -185,7 +185,7 @@ def test_orders_to_restart_a_gateway_that_raise_leave_room_for_others(daemon: Da
     for _ in range(MAX_RESTARTS):
         with pytest.raises(RuntimeError, match="a defect"):
             orders.restart_gateway(daemon.answers.append)
-    gateway.restart.side_effect = lambda _, done: done(None)
+    gateway.restart.side_effect = lambda _, done, wanted: done(None)
     orders.restart_gateway(daemon.answers.append)
     assert daemon.answers == [{"pid": 7}]
 
