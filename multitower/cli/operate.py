@@ -1,4 +1,8 @@
-"""`multitower reload`, `restart`, `load` and `unload`: orders to a running daemon over its control endpoint."""
+"""`multitower reload`, `restart`, `load` and `unload`: orders to a running daemon.
+
+With a key they are given at the endpoint that the other commands ask, also from another machine; otherwise at the
+control endpoint, by the daemon's own user or root.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -17,6 +21,7 @@ from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower import Client, Unavailable
+    from multitower.client.credentials import Credentials
     from multitower.client.requests import Requests
 
 GATEWAY: Final = "gateway"
@@ -123,12 +128,11 @@ def _join(slots: list[int]) -> str:
 
 
 def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any]:
-    """Sends an order to the daemon's control endpoint, whose address is in its status, and returns the reply.
-
-    The command's `--timeout` covers all of it.
+    """Sends an order to the daemon, and returns the reply. The command's `--timeout` covers all of it.
 
     Raises:
         Unavailable: `not_listening`: the control endpoint belongs to another machine or another user.
+        Forbidden: the principal of the key may not give this order.
         DeadlineExceeded: the order is not carried out in time, and the daemon goes on with it; or none was given.
         MultitowerError: the order was refused, or failed.
     """
@@ -138,7 +142,7 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
     context = click.get_current_context()
     timeout_s: float = context.params["timeout"]
     ends = time.monotonic() + timeout_s
-    control = client.status()["daemon"]["control"]
+    taker = find_taker(client)
     left_s = ends - time.monotonic()
     if left_s <= 0:
         message = (
@@ -149,7 +153,7 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
     if given and math.isfinite(timeout_s * 1000):
         # What reads files in the daemon ends before this command does. Without it, the daemon's own limit holds.
         header = {**header, "timeout_ms": round(timeout_s * 1000, 3)}
-    with connected_control(client, control, left_s) as requests:
+    with connected_taker(client, taker, left_s) as requests:
         try:
             reply: dict[str, Any] = requests.start_query(kind, header).result()
         except DeadlineExceeded:
@@ -161,13 +165,40 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
         return reply
 
 
+class Taker(NamedTuple):
+    """What takes orders.
+
+    Attributes:
+        endpoint: its address.
+        credentials: what a connection to it needs; None for the control endpoint.
+    """
+
+    endpoint: str
+    credentials: Credentials | None
+
+
+def find_taker(client: Client) -> Taker:
+    """Finds out where a command gives its order.
+
+    Args:
+        client: of the daemon; it is asked for the address of the control endpoint, unless the command has a key.
+    """
+    from multitower.client.credentials import find_credentials
+
+    given = click.get_current_context().params
+    credentials = find_credentials(client.endpoint, given["key"], given["server_key"])
+    if credentials is not None:
+        return Taker(client.endpoint, credentials)
+    return Taker(client.status()["daemon"]["control"], None)
+
+
 @contextlib.contextmanager
-def connected_control(client: Client, control: str, timeout_s: float) -> Iterator[Requests]:
-    """A connection to the daemon's control endpoint.
+def connected_taker(client: Client, taker: Taker, timeout_s: float) -> Iterator[Requests]:
+    """A connection on which orders are given.
 
     Args:
         client: of the daemon.
-        control: the address of the control endpoint, as the daemon's status has it.
+        taker: what takes them.
         timeout_s: seconds that an order may take.
 
     Raises:
@@ -177,11 +208,16 @@ def connected_control(client: Client, control: str, timeout_s: float) -> Iterato
     from multitower.client.requests import Requests
 
     connect_s = min(timeout_s, CONNECT_S)
-    with contextlib.closing(Requests(control, timeout_s, connect_timeout=connect_s)) as requests:
+    credentials = taker.credentials
+    key = None if credentials is None else (credentials.public, credentials.secret)
+    server_key = None if credentials is None else credentials.server
+    with contextlib.closing(
+        Requests(taker.endpoint, timeout_s, connect_timeout=connect_s, key=key, server_key=server_key)
+    ) as requests:
         try:
             yield requests
         except Unavailable as error:
-            raise _explain_control(error, client.endpoint) from None
+            raise error if credentials is not None else _explain_control(error, client.endpoint) from None
 
 
 def _explain_control(error: Unavailable, endpoint: str) -> Unavailable:
@@ -190,9 +226,14 @@ def _explain_control(error: Unavailable, endpoint: str) -> Unavailable:
 
     kind = error.details.get(CONNECT_ERROR)
     if kind == ConnectError.PERMISSION_DENIED:
-        advice = "orders are given by the daemon's own user or root: run this as that user, with sudo -u"
+        advice = (
+            "orders are given by the daemon's own user or root (run this as that user, with sudo -u), or over tcp with "
+            "--key, by a principal with the role operate"
+        )
     elif kind == ConnectError.NO_SUCH_FILE:
-        advice = f"orders are given on the machine, and in the container, where the daemon at {endpoint} runs"
+        advice = (
+            f"without --key orders are given on the machine, and in the container, where the daemon at {endpoint} runs"
+        )
     else:
         return error
     cause = error.message.partition(";")[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from multitower.cli.connection import awaits_requests
-from multitower.cli.operate import connected_control
+from multitower.cli.operate import connected_taker, find_taker
 from multitower.durations import exact_duration
 from multitower.exit_codes import Exit
 from multitower.tools.prediction_log import WARMUP_FILE
@@ -60,7 +60,7 @@ def record(client: Client, model: str, count: int, model_version: str, output: P
     Put the file into the folder `assets.extra` of a SavedModel, as tf_serving_warmup_requests: workers run its requests
     before they serve the model, and so does TensorFlow Serving. Only requests that the model answers without an error
     are recorded. The file has clients' data. Like other orders, this needs the daemon's own user or root, on its
-    machine.
+    machine, or a key with the role `operate`.
     """
     from multitower import wire
     from multitower.client.requests import model_header
@@ -75,8 +75,7 @@ def record(client: Client, model: str, count: int, model_version: str, output: P
     header = {**model_header(model, model_version), "count": count}
     if math.isfinite(timeout_s * 1000):
         header["timeout_ms"] = round(timeout_s * 1000, 3)
-    control = client.status()["daemon"]["control"]
-    with connected_control(client, control, timeout_s + MARGIN_S) as requests:
+    with connected_taker(client, find_taker(client), timeout_s + MARGIN_S) as requests:
         reply, frames = requests.start_framed_query(wire.RECORD, header, timeout_s + MARGIN_S).result()
     recorded = read_recorded(frames)
     why_fewer = _why_fewer(str(reply["ended"]), timeout_s)

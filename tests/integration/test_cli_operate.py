@@ -135,7 +135,8 @@ def test_an_order_without_permission_says_who_may_give_orders() -> None:
     denied = Unavailable(Reason.NOT_LISTENING, message, {"connect_error": "permission_denied"})
     told = operate._explain_control(denied, "tcp://127.0.0.1:5555")
     assert told.message.endswith(
-        "belongs to user a; orders are given by the daemon's own user or root: run this as that user, with sudo -u"
+        "belongs to user a; orders are given by the daemon's own user or root (run this as that user, with sudo -u), "
+        "or over tcp with --key, by a principal with the role operate"
     )
     assert told.details == denied.details
     lost = Unavailable(Reason.CONNECTION_LOST, "lost")

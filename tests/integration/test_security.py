@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 from asker import CAN_BE_OTHERS, NO_ANSWER, Asker, LocalAsker
+from click.testing import CliRunner
 from made_security import PRINCIPALS as PRINCIPALS_FILE
-from made_security import SERVER_KEY, make_keys, make_security, write_principals
+from made_security import SERVER_KEY, make_keys, make_security, write_principals, write_secret
 from running import START_S, STEP_S, Running
 from without_privileges import NOBODY
 
 from multitower import wire
+from multitower.cli import commands
 from multitower.errors import Reason
 from multitower.exit_codes import Exit
 from multitower.supervisor.config.principals import Role
@@ -225,6 +227,54 @@ def test_over_tcp_nothing_answers_without_the_right_key(daemon: Locked, closing:
     for kind in (wire.SERVER_LIVE, wire.STATUS):
         assert asker.ask(kind, {}, timeout_s=NOT_ANSWERED_S) == NO_ANSWER
     assert closing(by_key(daemon, "everything")).ask(wire.STATUS, {}) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("who", "order", "code", "words"),
+    [
+        ("operates", ["reload"], Exit.OK, "reloaded; no slot had to change"),
+        ("operates", ["restart", "99"], 1, "NOT_FOUND/slot_unknown: there is no slot 99, only 0"),
+        ("operates", ["load", "theirs"], Exit.OK, "theirs was already loaded"),
+        ("operates", ["record", "theirs", "--timeout", "10ms"], 1, "no request was recorded"),
+        ("everything-mine", ["load", "mine"], Exit.OK, "mine was already loaded"),
+        ("everything-mine", ["load", "theirs"], Exit.NO_PERMISSION, "may not do `load` on this model"),
+        ("everything-mine", ["reload"], Exit.NO_PERMISSION, "may not do `reload` for the whole daemon"),
+        *(
+            ("infers", order, Exit.NO_PERMISSION, "principal infers may not do `{}`: it needs the role operate")
+            for order in (["reload"], ["restart", "0"], ["load", "mine"], ["unload", "mine"], ["record", "mine"])
+        ),
+        ("observes", ["reload"], Exit.NO_PERMISSION, "PERMISSION_DENIED/forbidden: principal observes may not"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_commands_give_orders_over_tcp_with_a_key(
+    daemon: Locked, tmp_path: Path, who: str, order: list[str], code: int, words: str
+) -> None:
+    key = write_secret(tmp_path / f"{who}.key_secret", daemon.keys[who])
+    if order[0] == "record":
+        order = [*order, "--output", str(tmp_path / "recorded")]
+    where = ["--endpoint", daemon.tcp, "--key", str(key), "--server-key", daemon.server]
+    done = CliRunner().invoke(commands.multitower, [*order, *where])
+    assert done.exit_code == code, done.output
+    assert words.format(order[0]) in (done.stdout if code == Exit.OK else done.stderr)
+
+
+def test_an_order_by_a_command_is_written_with_the_principal(daemon: Locked, tmp_path: Path) -> None:
+    key = write_secret(tmp_path / "key_secret", daemon.keys["operates"])
+    environment = {
+        wire.ENDPOINT_VARIABLE: daemon.tcp,
+        wire.KEY_VARIABLE: str(key),
+        wire.SERVER_KEY_VARIABLE: daemon.server,
+    }
+    seen = len(daemon.lines)
+    assert CliRunner(env=environment).invoke(commands.multitower, ["reload"]).exit_code == Exit.OK
+    line = daemon.wait_line("audit: reload by operates: ok", STEP_S, after=seen)
+    assert (line["from"], line["outcome"]) == ("tcp", "ok")
+    # The key is not used over ipc: there the kernel says who it is.
+    assert (
+        CliRunner(env=environment).invoke(commands.multitower, ["reload", "--endpoint", daemon.endpoint]).exit_code == 0
+    )
+    daemon.wait_line(f"audit: reload by local:{os.geteuid()}: ok", STEP_S, after=seen)
 
 
 def test_a_refused_order_over_tcp_leaves_a_line(daemon: Locked, closing: Open) -> None:
