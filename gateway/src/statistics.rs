@@ -72,9 +72,13 @@ pub struct Statistics {
     outstanding: AtomicU64,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
+    /// When the certificate ends, in seconds since 1970; `UNKNOWN` without one.
+    certificate_end: AtomicU64,
     /// Requests by interface and status.
     by_status: Box<[AtomicU64]>,
 }
+
+const UNKNOWN: u64 = u64::MAX;
 
 impl Default for Statistics {
     fn default() -> Self {
@@ -85,6 +89,7 @@ impl Default for Statistics {
             outstanding: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
             sent_bytes: AtomicU64::default(),
+            certificate_end: AtomicU64::new(UNKNOWN),
             by_status: (0..INTERFACES.len() * STATUSES).map(|_| AtomicU64::default()).collect(),
         }
     }
@@ -99,6 +104,16 @@ impl Statistics {
     /// Counts bytes that a socket has sent.
     pub fn sent(&self, bytes: usize) {
         self.sent_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Notes when the certificate ends, in seconds since 1970.
+    pub fn set_certificate_end(&self, end: Option<u64>) {
+        self.certificate_end.store(end.unwrap_or(UNKNOWN), Relaxed);
+    }
+
+    /// Returns when the certificate ends, in seconds since 1970; None without one, or if its date cannot be read.
+    pub fn certificate_end(&self) -> Option<u64> {
+        Some(self.certificate_end.load(Relaxed)).filter(|&end| end != UNKNOWN)
     }
 
     /// Returns the requests for inference that have no answer yet.
@@ -130,6 +145,7 @@ impl Statistics {
             outstanding: self.outstanding.load(Relaxed),
             received_bytes: self.received_bytes.load(Relaxed),
             sent_bytes: self.sent_bytes.load(Relaxed),
+            certificate_end: self.certificate_end(),
             by_status: by_status.collect(),
         }
     }
@@ -144,6 +160,7 @@ pub struct Totals {
     outstanding: u64,
     received_bytes: u64,
     sent_bytes: u64,
+    certificate_end: Option<u64>,
     by_status: Vec<(Interface, usize, u64)>,
 }
 
@@ -175,7 +192,7 @@ impl Totals {
             counts.into_iter().map(|((_, status), (name, count))| json!([name, status, count])).collect();
         json!({"record": "statistics", "connections": self.connections, "requests": self.requests,
                "errors": self.errors, "outstanding": self.outstanding, "received_bytes": self.received_bytes,
-               "sent_bytes": self.sent_bytes, "by_status": by_status})
+               "sent_bytes": self.sent_bytes, "certificate_not_after": self.certificate_end, "by_status": by_status})
     }
 }
 

@@ -88,6 +88,15 @@ def read_count(record: Mapping[str, Any], name: str) -> int:
     return value
 
 
+def read_optional_count(record: Mapping[str, Any], name: str) -> int | None:
+    """A count in a record, or a time in seconds; None where it has none.
+
+    Raises:
+        RecordError: it is no count.
+    """
+    return None if record.get(name) is None else read_count(record, name)
+
+
 def read_statuses(record: Mapping[str, Any]) -> dict[tuple[str, str], int]:
     """The counts of requests by interface and status in a record, `by_status`; empty where it has none.
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from multitower.durations import exact_duration
 
 from .process import GatewayProcess
-from .records import read_count, read_statuses
+from .records import read_count, read_optional_count, read_statuses
 
 START_S: Final = 30.0
 """Seconds that the gateway gets until it accepts connections."""
@@ -43,6 +43,7 @@ class Counts:
         received_bytes: bytes read from clients.
         sent_bytes: bytes sent to clients.
         by_status: answered requests, by interface and status.
+        certificate_not_after: when its certificate ends, in seconds since 1970; None without one.
     """
 
     connections: int = 0
@@ -52,6 +53,7 @@ class Counts:
     received_bytes: int = 0
     sent_bytes: int = 0
     by_status: dict[tuple[str, str], int] = field(default_factory=dict)
+    certificate_not_after: int | None = None
 
     def add_ended(self, other: Counts) -> None:
         """Adds what has happened in another process, but not what is going on in it."""
@@ -139,3 +141,4 @@ class GatewayRun:
             self.counts.received_bytes = read_count(record, "received_bytes")
             self.counts.sent_bytes = read_count(record, "sent_bytes")
             self.counts.by_status = read_statuses(record)
+            self.counts.certificate_not_after = read_optional_count(record, "certificate_not_after")

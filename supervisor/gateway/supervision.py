@@ -422,6 +422,8 @@ class Gateway:
             total.add_ended(run.counts)
             total.connections += run.counts.connections
             total.outstanding += run.counts.outstanding
+        if self._run is not None:
+            total.certificate_not_after = self._run.counts.certificate_not_after
         return total
 
     def report(self, now: float) -> dict[str, Any]:

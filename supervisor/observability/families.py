@@ -239,6 +239,11 @@ GATEWAY_RECEIVED: Final = Metric(
 GATEWAY_SENT: Final = Metric(
     "multitower_gateway_sent_bytes_total", Kind.COUNTER, "Bytes that the gateway sent to clients."
 )
+GATEWAY_CERTIFICATE: Final = Metric(
+    "multitower_gateway_certificate_not_after_seconds",
+    Kind.GAUGE,
+    "When the certificate of the gateway ends, in seconds since 1970. With gateway.tls only.",
+)
 AUTHENTICATION_FAILURES: Final = Metric(
     "multitower_authentication_failures_total",
     Kind.COUNTER,
@@ -337,6 +342,7 @@ def _of_gateway(counts: Counts) -> list[Family]:
         Family(GATEWAY_REQUESTS, [(key, (count,)) for key, count in counts.by_status.items()]),
         _single(GATEWAY_RECEIVED, counts.received_bytes),
         _single(GATEWAY_SENT, counts.sent_bytes),
+        _known(GATEWAY_CERTIFICATE, [((), counts.certificate_not_after)]),
     ]
 
 

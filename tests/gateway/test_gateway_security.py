@@ -43,6 +43,7 @@ models:
 """
 
 HOST = "127.0.0.1"
+DAY_S = 86_400
 TOKENS = {name: new_token(name) for name in ("everything", "mine", "leaves", "seldom", "fails")}
 PRINCIPALS: dict[str, dict[str, Any]] = {
     "everything": {"roles": ["infer", "observe", "operate"]},
@@ -243,6 +244,36 @@ class TestTls:
             assert shown() != before
             kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: m\r\n\r\n")
             assert kept.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+    def test_the_end_of_the_certificate_is_logged_and_in_the_metrics(self, locked: Locked) -> None:
+        """It is that of the first certificate of the file that ends; a date that is near is told at once."""
+        name, now = b"\nmultitower_gateway_certificate_not_after_seconds ", time.time()
+
+        def days_left() -> int | None:
+            _, text = locked.curl("/metrics", "--insecure", token="everything")
+            value = text.partition(name)[2].partition(b"\n")[0]
+            return round((float(value) - now) / DAY_S) if value else None
+
+        def use(pair: tuple[Path, Path], days: int, line: str | None) -> dict[str, Any]:
+            after = len(locked.daemon.lines)
+            for file, path in zip(("server.key", "server.pem"), reversed(pair), strict=True):
+                made_certificates.replace(locked.folder / file, path)
+            locked.daemon.wait_line("the certificate was read again", after=after)
+            found = {} if line is None else locked.daemon.wait_line(line, after=after)
+            locked.daemon.wait(lambda: days_left() == days, STEP_S)
+            return found
+
+        began, ended = (time.strftime("%Y%m%d%H%M%SZ", time.gmtime(now - days * DAY_S)) for days in (90, 3))
+        use(locked.authority.issue("long", days=100), 100, None)
+        line = use(locked.authority.issue("short", days=10), 10, "the certificate ends soon")
+        assert line["days_left"] in (9, 10), line  # 10 within the second in which it was issued
+        issued = (now, time.time())
+        assert line["not_after"] in [time.strftime("%Y-%m-%d", time.gmtime(at + 10 * DAY_S)) for at in issued]
+        assert line["certificate"] == str(locked.folder / "server.pem")
+        line = use(locked.authority.issue_ended("ended", began, ended), -3, "the certificate has ended")
+        assert line["level"] == "warning"
+        assert line["days_ago"] == 3, line
+        use(locked.authority.issue("last"), 2, None)
 
     def test_silent_garbled_and_slow_clients_take_no_places_and_leave_nothing(self, locked: Locked) -> None:
         (gateway,) = [child for child in locked.daemon.remember() if child.name().startswith("multitower-gate")]

@@ -16,6 +16,7 @@ from multitower.supervisor.gateway.records import (
     RecordReader,
     decode_log_line,
     read_count,
+    read_optional_count,
     read_statuses,
 )
 from multitower.supervisor.gateway.run import Counts
@@ -44,6 +45,14 @@ def test_a_count_is_a_whole_number(value: Any) -> None:
     assert read_count({}, "requests") == 0, "an older gateway does not count it"
     with pytest.raises(RecordError, match="which is not a count"):
         read_count({"requests": value}, "requests")
+
+
+def test_a_time_may_be_unknown() -> None:
+    name = "certificate_not_after"
+    assert read_optional_count({name: 1_796_212_800}, name) == 1_796_212_800
+    assert read_optional_count({name: None}, name) is read_optional_count({}, name) is None
+    with pytest.raises(RecordError, match="which is not a count"):
+        read_optional_count({name: -1}, name)
 
 
 def test_requests_are_counted_by_interface_and_status() -> None:
@@ -80,7 +89,7 @@ def test_no_label_of_a_metric_comes_from_a_wrong_record(entries: Any) -> None:
 def test_counts_go_on_when_the_process_is_replaced() -> None:
     total = Counts()
     for _ in range(2):
-        total.add_ended(Counts(3, 2, 10, 1, 1000, 2000, {("operations", "200"): 4}))
+        total.add_ended(Counts(3, 2, 10, 1, 1000, 2000, {("operations", "200"): 4}, 1_796_212_800))
     assert total == Counts(0, 0, 20, 2, 2000, 4000, {("operations", "200"): 8}), "what was open has ended"
 
 

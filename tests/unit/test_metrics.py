@@ -45,7 +45,9 @@ def snapshot_of(folder: Path, **changes: Any) -> Snapshot:
     """A snapshot with all that can be in one."""
     daemon = DaemonScene(folder, [("m",), ("m",)])
     gpu = GpuUsage(True, 3 << 30, 5 << 30, 40, {}, 8 << 30, 123.4, 56, 1e6)
-    gateway = Counts(2, 1, 9, 1, 1000, 2000, {("open_inference_grpc", "OK"): 8, ("operations", "404"): 1})
+    gateway = Counts(
+        2, 1, 9, 1, 1000, 2000, {("open_inference_grpc", "OK"): 8, ("operations", "404"): 1}, 1_796_212_800
+    )
     snapshot = daemon.operations.snapshots.take(daemon.scene.now)
     return replace(
         snapshot, **{"gpus": {"GPU-1": gpu}, "gateway": gateway, "authentication_failures": FAILURES, **changes}

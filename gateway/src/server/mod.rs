@@ -73,7 +73,7 @@ fn serve(settings: Settings) -> io::Result<()> {
         budget,
         operations: Arc::new(Operations::new()),
         descriptors,
-        tls: Tls::start(&settings).map_err(io::Error::other)?,
+        tls: Tls::start(&settings, statistics.clone()).map_err(io::Error::other)?,
         newcomers: Arc::new(Semaphore::new(newcomers(settings.limits.max_connections))),
         draining,
     });

@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
+use super::ending;
 use crate::settings::TlsSettings;
 
 /// Files of certificates are a few kilobytes.
@@ -34,12 +35,20 @@ pub fn stamp(settings: &TlsSettings) -> Stamp {
     [&settings.certificate, &settings.private_key].into_iter().chain(&settings.client_ca).map(seen).collect()
 }
 
+/// What the files hold.
+pub struct Loaded {
+    pub config: ServerConfig,
+    /// When the certificate ends, or one of those behind it that ends earlier, in seconds since 1970; None if unknown.
+    pub end: Option<u64>,
+}
+
 /// Reads the files. `tokens` is whether clients may do without a certificate, since they can show a token.
 ///
 /// The error is a sentence without anything that the files hold.
-pub fn load(settings: &TlsSettings, tokens: bool) -> Result<ServerConfig, String> {
+pub fn load(settings: &TlsSettings, tokens: bool) -> Result<Loaded, String> {
     let provider = Arc::new(default_provider());
     let chain = certificates(&settings.certificate)?;
+    let end = ending::first_end(&chain);
     let key = private_key(&settings.private_key)?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -61,7 +70,7 @@ pub fn load(settings: &TlsSettings, tokens: bool) -> Result<ServerConfig, String
         config.send_tls13_tickets = 0;
     }
     config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
-    Ok(config)
+    Ok(Loaded { config, end })
 }
 
 fn client_verifier(

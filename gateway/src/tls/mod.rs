@@ -1,5 +1,7 @@
 //! TLS: handshakes, which are bounded in time, and certificates, which are read again when their files change.
 
+mod der;
+mod ending;
 mod files;
 mod subject;
 #[cfg(test)]
@@ -11,7 +13,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
 use serde_json::json;
@@ -23,6 +25,8 @@ pub use tokio_rustls::server::TlsStream;
 use crate::log;
 use crate::peeked::Peeked;
 use crate::settings::{Settings, TlsSettings};
+use crate::statistics::Statistics;
+use ending::Reminder;
 
 /// How long a handshake may take, from the first byte of a connection.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -45,6 +49,8 @@ pub struct Tls {
     /// How long a handshake may take.
     limit: Duration,
     failures: Mutex<Failures>,
+    /// Where it is reported when the certificate ends.
+    statistics: Arc<Statistics>,
 }
 
 /// Handshakes that have failed since the last line in the log.
@@ -58,30 +64,37 @@ impl Tls {
     /// Reads the files of the settings, and watches them in a thread; None without TLS.
     ///
     /// The error is a sentence: the files cannot be used.
-    pub fn start(settings: &Settings) -> Result<Option<Arc<Self>>, String> {
+    pub fn start(settings: &Settings, statistics: Arc<Statistics>) -> Result<Option<Arc<Self>>, String> {
         let Some(files) = settings.tls.clone() else { return Ok(None) };
         let tokens = settings.security;
         // Before they are read: a change in between is found later.
         let stamp = files::stamp(&files);
-        let tls = Arc::new(Self::new(files::load(&files, tokens)?));
+        let tls = Arc::new(Self::new(files::load(&files, tokens)?, statistics));
         let watched = tls.clone();
         let thread = thread::Builder::new().name("certificates".to_owned());
         thread.spawn(move || watched.watch(&files, tokens, stamp)).map_err(|error| error.to_string())?;
         Ok(Some(tls))
     }
 
-    fn new(config: ServerConfig) -> Self {
-        Self { config: RwLock::new(Arc::new(config)), limit: HANDSHAKE, failures: Mutex::default() }
+    fn new(loaded: files::Loaded, statistics: Arc<Statistics>) -> Self {
+        statistics.set_certificate_end(loaded.end);
+        let config = RwLock::new(Arc::new(loaded.config));
+        Self { config, limit: HANDSHAKE, failures: Mutex::default(), statistics }
     }
 
     fn config(&self) -> Arc<ServerConfig> {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the files again whenever they have changed. Never returns.
+    /// Reads the files again whenever they have changed, and logs it when the certificate ends soon. Never returns.
     fn watch(&self, files: &TlsSettings, tokens: bool, first: files::Stamp) {
         let mut watch = Watch { used: first.clone(), seen: first };
+        let mut reminder = Reminder::default();
         loop {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            if let Some((message, fields)) = reminder.due(self.statistics.certificate_end(), now, &files.certificate) {
+                log::warning(message, fields);
+            }
             thread::sleep(LOOK);
             self.look(files, tokens, &mut watch);
         }
@@ -97,8 +110,9 @@ impl Tls {
         }
         watch.used.clone_from(&watch.seen);
         match files::load(files, tokens) {
-            Ok(config) => {
-                *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+            Ok(loaded) => {
+                *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded.config);
+                self.statistics.set_certificate_end(loaded.end);
                 log::info("the certificate was read again: its files have changed", json!({}));
             }
             Err(cause) => log::error(

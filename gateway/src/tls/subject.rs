@@ -2,7 +2,8 @@
 
 use rustls::pki_types::CertificateDer;
 
-const SEQUENCE: u8 = 0x30;
+use super::der::{SEQUENCE, next, take};
+
 const SET: u8 = 0x31;
 const OBJECT_IDENTIFIER: u8 = 0x06;
 const UTF8_STRING: u8 = 0x0c;
@@ -38,47 +39,12 @@ fn name_of(mut subject: &[u8]) -> Option<String> {
     found.filter(|name| !name.is_empty() && !name.contains(char::is_control)).map(str::to_owned)
 }
 
-/// Takes an element off the input, which must have this tag.
-fn take<'a>(input: &mut &'a [u8], tag: u8) -> Option<&'a [u8]> {
-    next(input).filter(|(found, _)| *found == tag).map(|(_, value)| value)
-}
-
-/// Takes an element off the input: its tag and its value.
-fn next<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
-    let (&[tag, length], rest) = input.split_first_chunk::<2>()?;
-    let (length, rest) = match length {
-        0..=0x7f => (usize::from(length), rest),
-        // So many bytes that are the length.
-        0x81 => (usize::from(*rest.first()?), &rest[1..]),
-        0x82 => {
-            let (bytes, rest) = rest.split_first_chunk::<2>()?;
-            (usize::from(u16::from_be_bytes(*bytes)), rest)
-        }
-        _ => return None, // no name is longer
-    };
-    let (value, rest) = rest.split_at_checked(length)?;
-    *input = rest;
-    Some((tag, value))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::der::tests::element;
     use super::*;
-
-    fn element(tag: u8, value: &[u8]) -> Vec<u8> {
-        let mut element = vec![tag];
-        match value.len() {
-            length @ 0..=0x7f => element.push(length as u8),
-            length => {
-                element.push(0x82);
-                element.extend_from_slice(&(length as u16).to_be_bytes());
-            }
-        }
-        element.extend_from_slice(value);
-        element
-    }
 
     fn attribute(kind: &[u8], tag: u8, value: &[u8]) -> Vec<u8> {
         element(SET, &element(SEQUENCE, &[element(OBJECT_IDENTIFIER, kind), element(tag, value)].concat()))

@@ -20,22 +20,29 @@ impl Certificates {
         let folder = std::env::temp_dir().join(name);
         fs::create_dir(&folder).unwrap();
         let certificates = Self { folder };
-        certificates.make("ca", "/CN=authority", "basicConstraints=critical,CA:TRUE", &[]);
+        certificates.make("ca", "/CN=authority", "basicConstraints=critical,CA:TRUE", &["-days", "2"]);
         certificates.issue("server", "/CN=localhost");
         certificates
     }
 
     /// Makes NAME.pem and NAME.key for this subject. Names of servers are those of this machine.
     pub fn issue(&self, name: &str, subject: &str) {
+        self.issue_for(name, subject, 2);
+    }
+
+    /// As `issue`, valid for so many days.
+    pub fn issue_for(&self, name: &str, subject: &str, days: u32) {
         let (ca, key) = (self.path("ca.pem"), self.path("ca.key"));
         let names = "subjectAltName=DNS:localhost,IP:127.0.0.1";
         let authority = ["-CA", ca.to_str().unwrap(), "-CAkey", key.to_str().unwrap(), "-addext"];
-        self.make(name, subject, names, &[&authority[..], &["basicConstraints=critical,CA:FALSE"]].concat());
+        let days = days.to_string();
+        let more = ["basicConstraints=critical,CA:FALSE", "-days", &days];
+        self.make(name, subject, names, &[&authority[..], &more].concat());
     }
 
     fn make(&self, name: &str, subject: &str, extension: &str, more: &[&str]) {
         let output = Command::new("openssl")
-            .args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj".split(' '))
+            .args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj".split(' '))
             .args([subject, "-addext", extension])
             .args(more)
             .args([Path::new("-keyout"), &self.path(&format!("{name}.key"))])

@@ -10,7 +10,7 @@ use super::test_certificates::Certificates;
 use super::*;
 
 fn tls(certificates: &Certificates, client_ca: bool, tokens: bool) -> Tls {
-    Tls::new(files::load(&certificates.settings(client_ca), tokens).unwrap())
+    Tls::new(files::load(&certificates.settings(client_ca), tokens).unwrap(), Arc::default())
 }
 
 /// A client that trusts the authority, and shows this certificate.
@@ -97,7 +97,7 @@ async fn a_certificate_that_cannot_be_used_is_said_in_words() {
     // A client that shows the certificate of an authority.
     let (near, far) = duplex(64 << 10);
     let connector = client(&certificates, Some("ca"), &[]);
-    let acceptor = TlsAcceptor::from(Arc::new(files::load(&certificates.settings(true), true).unwrap()));
+    let acceptor = TlsAcceptor::from(Arc::new(files::load(&certificates.settings(true), true).unwrap().config));
     let connect = connector.connect(ServerName::try_from("localhost").unwrap(), near);
     let (_, outcome) = tokio::join!(connect, acceptor.accept(far));
     let error = outcome.err().unwrap();
@@ -108,12 +108,15 @@ async fn a_certificate_that_cannot_be_used_is_said_in_words() {
 #[tokio::test]
 async fn changed_files_are_used_once_they_are_whole_and_fit() {
     let certificates = Certificates::new();
-    certificates.issue("next", "/CN=localhost");
+    certificates.issue_for("next", "/CN=localhost", 100);
     let settings = certificates.settings(false);
     let stamp = files::stamp(&settings);
     let tls = tls(&certificates, false, true);
     let mut watch = Watch { used: stamp.clone(), seen: stamp };
     let first = shown(&tls, &certificates).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let days_left = || (tls.statistics.certificate_end().unwrap() + 3600 - now) / 86_400;
+    assert_eq!(days_left(), 2);
     assert!(!tls.look(&settings, true, &mut watch), "nothing has changed");
     // A certificate without its key, half of a certificate, none at all, a key that others can read.
     let whole = std::fs::read(certificates.path("next.pem")).unwrap();
@@ -132,12 +135,13 @@ async fn changed_files_are_used_once_they_are_whole_and_fit() {
         assert!(!tls.look(&settings, true, &mut watch), "they may still be written");
         assert!(tls.look(&settings, true, &mut watch));
         assert!(!tls.look(&settings, true, &mut watch), "they are as they were");
-        assert_eq!(shown(&tls, &certificates).await, first);
+        assert_eq!((shown(&tls, &certificates).await, days_left()), (first.clone(), 2));
     }
     certificates.set_mode("server.key", 0o600);
     assert!(!tls.look(&settings, true, &mut watch));
     assert!(tls.look(&settings, true, &mut watch));
     assert_ne!(shown(&tls, &certificates).await, first);
+    assert_eq!(days_left(), 100);
 }
 
 #[test]
@@ -158,13 +162,13 @@ fn what_cannot_be_used_is_said_without_its_content() {
             Some(content) => std::fs::write(certificates.path(file), content).unwrap(),
             None => certificates.replace(file, "next.key"),
         }
-        let error = files::load(&certificates.settings(true), true).unwrap_err();
+        let error = files::load(&certificates.settings(true), true).map(drop).unwrap_err();
         assert!(error.contains(file) && error.contains(words), "{error}");
         assert!(!error.contains(secret), "{error}");
         std::fs::write(certificates.path(file), before).unwrap();
     }
     certificates.set_mode("server.key", 0o604);
-    let error = files::load(&certificates.settings(false), true).unwrap_err();
+    let error = files::load(&certificates.settings(false), true).map(drop).unwrap_err();
     assert!(error.contains("mode 0604"), "{error}");
 }
 

@@ -1,0 +1,234 @@
+//! When certificates end (RFC 5280, section 4.1), and when the log says so.
+
+use std::path::Path;
+
+use rustls::pki_types::CertificateDer;
+use serde_json::{Value, json};
+
+use super::der::{SEQUENCE, next, take};
+
+const INTEGER: u8 = 0x02;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+/// The version of a certificate, which those of version 1 do not have.
+const VERSION: u8 = 0xa0;
+
+const DAY_S: u64 = 86_400;
+
+/// A certificate that ends within this time is worth a warning.
+const SOON_S: u64 = 14 * DAY_S;
+
+/// Returns when the first of these certificates ends, in seconds since 1970; None if one has a date that cannot be read.
+pub fn first_end(chain: &[CertificateDer<'_>]) -> Option<u64> {
+    chain.iter().map(|certificate| not_after(certificate)).collect::<Option<Vec<_>>>()?.into_iter().min()
+}
+
+/// Returns when a certificate ends, in seconds since 1970; 0 if that was earlier.
+fn not_after(mut certificate: &[u8]) -> Option<u64> {
+    let mut certificate = take(&mut certificate, SEQUENCE)?;
+    let mut body = take(&mut certificate, SEQUENCE)?;
+    let (first, _) = next(&mut body)?;
+    if first == VERSION {
+        take(&mut body, INTEGER)?; // the serial number
+    }
+    take(&mut body, SEQUENCE)?; // the algorithm of the signature
+    take(&mut body, SEQUENCE)?; // the issuer
+    let mut validity = take(&mut body, SEQUENCE)?;
+    next(&mut validity)?; // its beginning
+    let (tag, date) = next(&mut validity)?;
+    seconds_of(tag, date)
+}
+
+/// Returns the seconds since 1970 of a date such as `20261202120000Z`.
+fn seconds_of(tag: u8, date: &[u8]) -> Option<u64> {
+    let digits = std::str::from_utf8(date.strip_suffix(b"Z")?).ok()?;
+    if !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let (year, rest) = match (tag, digits.len()) {
+        // Of two digits, up to 49 are of this century.
+        (UTC_TIME, 12) => (if digits < "50" { "20" } else { "19" }.to_owned() + &digits[..2], &digits[2..]),
+        (GENERALIZED_TIME, 14) => (digits[..4].to_owned(), &digits[4..]),
+        _ => return None,
+    };
+    let part = |at: usize| rest[at..at + 2].parse::<u64>().ok();
+    let (month, day) = (part(0)?, part(2)?);
+    let (hour, minute, second) = (part(4)?, part(6)?, part(8)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let days = days_from_civil(year.parse().ok()?, month as i64, day as i64);
+    Some(u64::try_from(days * DAY_S as i64 + (hour * 3600 + minute * 60 + second) as i64).unwrap_or(0))
+}
+
+/// The days from 1970-01-01 to a date, as Howard Hinnant's `days_from_civil` counts them.
+fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    // Years that begin in March, so that the leap day is the last one.
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+/// The date of a time in seconds since 1970, such as `2026-12-02`: the inverse of `days_from_civil`.
+fn date_of(seconds: u64) -> String {
+    let days = (seconds / DAY_S) as i64 + 719_468;
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let (month, day) = ((shifted + 2) % 12 + 1, day_of_year - (153 * shifted + 2) / 5 + 1);
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// What the log has said about the end of the certificate.
+#[derive(Default)]
+pub struct Reminder {
+    /// The end that it was about, whether that had passed, and when it was said.
+    said: Option<(u64, bool, u64)>,
+}
+
+impl Reminder {
+    /// Returns a warning to log, and its fields, if the certificate has ended or ends soon: at once what is new, and
+    /// otherwise once a day.
+    ///
+    /// Args: when the certificate ends, if that is known, and the present time, in seconds since 1970; its file.
+    pub fn due(&mut self, end: Option<u64>, now: u64, file: &Path) -> Option<(&'static str, Value)> {
+        let end = end?;
+        let ended = end <= now;
+        if !ended && end - now >= SOON_S {
+            return None;
+        }
+        match self.said {
+            Some((said_end, said_ended, at)) if (said_end, said_ended) == (end, ended) && now < at + DAY_S => None,
+            _ => {
+                self.said = Some((end, ended, now));
+                let (file, date) = (file.to_string_lossy(), date_of(end));
+                Some(if ended {
+                    let days = (now - end) / DAY_S;
+                    (
+                        "the certificate has ended: clients refuse it",
+                        json!({"certificate": file, "not_after": date, "days_ago": days}),
+                    )
+                } else {
+                    let days = (end - now) / DAY_S;
+                    ("the certificate ends soon", json!({"certificate": file, "not_after": date, "days_left": days}))
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::der::tests::element;
+    use super::*;
+
+    #[test]
+    fn dates_of_both_kinds_are_read() {
+        for (tag, date, expected) in [
+            (UTC_TIME, "700101000000Z", Some(0)),
+            (UTC_TIME, "261202120000Z", Some(1_796_212_800)),
+            (UTC_TIME, "491231235959Z", Some(2_524_607_999)),
+            (UTC_TIME, "500101000000Z", Some(0)), // 1950
+            (GENERALIZED_TIME, "20240229000000Z", Some(1_709_164_800)),
+            (GENERALIZED_TIME, "20500101000000Z", Some(2_524_608_000)),
+            (GENERALIZED_TIME, "21000301000000Z", Some(4_107_542_400)),
+            (GENERALIZED_TIME, "99991231235959Z", Some(253_402_300_799)),
+            (UTC_TIME, "20261202120000Z", None),
+            (GENERALIZED_TIME, "261202120000Z", None),
+            (GENERALIZED_TIME, "20261302120000Z", None),
+            (GENERALIZED_TIME, "20261200120000Z", None),
+            (GENERALIZED_TIME, "20261202240000Z", None),
+            (GENERALIZED_TIME, "20261202120000", None),
+            (GENERALIZED_TIME, "2026120212000+Z", None),
+            (UTC_TIME, "2612021200Z", None),
+            (0x16, "261202120000Z", None),
+        ] {
+            assert_eq!(seconds_of(tag, date.as_bytes()), expected, "{date}");
+        }
+    }
+
+    #[test]
+    fn dates_are_written_as_they_were_read() {
+        for (seconds, expected) in [
+            (0, "1970-01-01"),
+            (1_709_164_799, "2024-02-28"),
+            (1_709_164_800, "2024-02-29"),
+            (4_107_542_400, "2100-03-01"),
+            (253_402_300_799, "9999-12-31"),
+        ] {
+            assert_eq!(date_of(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn the_first_end_of_a_chain_counts() {
+        let certificate = |version: bool, end: &str| {
+            let validity = [element(UTC_TIME, b"260101000000Z"), element(UTC_TIME, end.as_bytes())].concat();
+            let mut body = if version { element(VERSION, &element(INTEGER, &[2])) } else { vec![] };
+            for part in [element(INTEGER, &[7]), element(SEQUENCE, &[]), element(SEQUENCE, &[1; 200])] {
+                body.extend(part);
+            }
+            body.extend(element(SEQUENCE, &validity));
+            body.extend(element(SEQUENCE, &[2; 300]));
+            CertificateDer::from(element(SEQUENCE, &element(SEQUENCE, &body)))
+        };
+        let [late, early] = [certificate(true, "261202120000Z"), certificate(false, "261202110000Z")];
+        let broken = certificate(true, "soon");
+        assert_eq!(first_end(std::slice::from_ref(&late)), Some(1_796_212_800));
+        assert_eq!(first_end(&[late.clone(), early]), Some(1_796_209_200));
+        assert_eq!(first_end(&[late, broken]), None);
+        assert_eq!(first_end(&[]), None);
+    }
+
+    #[test]
+    fn the_log_says_what_is_new_at_once_and_what_is_known_once_a_day() {
+        let end = 1_796_212_800; // 2026-12-02 12:00
+        let mut reminder = Reminder::default();
+        let mut said = |end: u64, now: u64| {
+            let (message, fields) = reminder.due(Some(end), now, Path::new("/c.pem"))?;
+            let days = fields.get("days_left").or(fields.get("days_ago")).and_then(Value::as_u64);
+            Some((message, fields["not_after"].as_str().map(str::to_owned), days))
+        };
+        let soon = |date: &str, days| Some(("the certificate ends soon", Some(date.to_owned()), Some(days)));
+        let ended =
+            |days| Some(("the certificate has ended: clients refuse it", Some("2026-12-02".to_owned()), Some(days)));
+        for (end, now, expected) in [
+            (end, end - 15 * DAY_S, None),
+            (end, end - SOON_S, None),
+            (end, end - SOON_S + 1, soon("2026-12-02", 13)),
+            (end, end - SOON_S + 2, None),
+            (end, end - SOON_S + DAY_S, None),
+            (end, end - SOON_S + DAY_S + 1, soon("2026-12-02", 12)),
+            // Another certificate.
+            (end - DAY_S, end - SOON_S + DAY_S + 2, soon("2026-12-01", 11)),
+            (end, end - 1, soon("2026-12-02", 0)),
+            (end, end, ended(0)),
+            (end, end + DAY_S - 1, None),
+            (end, end + DAY_S, ended(1)),
+            // It was replaced, and the clock was set back.
+            (end + 90 * DAY_S, end + DAY_S + 1, None),
+            (end, end - 1, soon("2026-12-02", 0)),
+        ] {
+            assert_eq!(said(end, now), expected, "{} s before its end", end as i64 - now as i64);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_have_an_end_or_none(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = not_after(&bytes);
+            let _ = seconds_of(GENERALIZED_TIME, &bytes);
+        }
+
+        #[test]
+        fn each_day_has_one_date(days in 0u64..2_932_896) {
+            let date = date_of(days * DAY_S).replace('-', "");
+            prop_assert_eq!(seconds_of(GENERALIZED_TIME, format!("{date}000000Z").as_bytes()), Some(days * DAY_S));
+        }
+    }
+}
