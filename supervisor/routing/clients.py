@@ -164,26 +164,21 @@ class Clients:
         use = access.uses.of(peer.name) if peer.principal is not None else None
         if kind == wire.CANCEL or (operation is not None and operation.open):
             use = None
-        # The gateway asks for a model's metadata by itself, to understand the first of a second's requests.
-        own = front.interface == GATEWAY and kind == wire.MODEL_METADATA
-        # Before the roles: what is refused for lack of one costs as much as a query.
-        if use is not None and not own:
-            refusal = use.refusal(kind == wire.INFER, now)
-            if refusal is not None:
-                if kind in ORDERS:
-                    self._pass_order(front, incoming, body, refusal)
-                    return
-                raise refusal
         refusal = authorisation.check_role(peer, operation)
-        if refusal is not None:
-            if use is not None and own and (too_many := use.refusal(False, now)) is not None:
-                raise too_many
-            if use is not None:
-                use.refused += 1
-            # A handle that has become void is no failure: the gateway asks for another one.
-            if not peer.authenticated and (front.interface != GATEWAY or address[-1] == ANONYMOUS_HANDLE):
-                origin = entrance.origin_of_unknown(incoming.connection)
-                access.failures.add(front.interface, entrance.failure, origin, now)
+        # The gateway asks for a model's metadata by itself, to understand the first of a second's requests. It counts
+        # only if it fails: the gateway keeps no failures, so a client could have it ask again and again.
+        counts_late = refusal is None and front.interface == GATEWAY and kind == wire.MODEL_METADATA
+        if use is not None and not counts_late:
+            # Also what is refused for lack of a role: it costs as much as a query.
+            refusal = use.charge(kind == wire.INFER, now, refusal)
+        # A handle that has become void is no failure: the gateway asks for another one.
+        if (
+            refusal is not None
+            and not peer.authenticated
+            and (front.interface != GATEWAY or address[-1] == ANONYMOUS_HANDLE)
+        ):
+            origin = entrance.origin_of_unknown(incoming.connection)
+            access.failures.add(front.interface, entrance.failure, origin, now)
         if kind in ORDERS:
             self._pass_order(front, incoming, body, refusal)
             return
@@ -199,10 +194,8 @@ class Clients:
                     raise refusal
             self._admission.admit(front, address, id, body, use)
         except MultitowerError as error:
-            # It keeps no failures, so a client could have it ask again and again.
-            if own and use is not None and (refusal := use.refusal(False, time.monotonic())) is not None:
-                raise refusal from None
-            raise without_names(peer, error) from None
+            limited = use.charge(False, time.monotonic()) if use is not None and counts_late else None
+            raise limited or without_names(peer, error) from None
 
     def _pass_order(
         self, front: FrontSocket, incoming: Incoming, body: list[Any], refusal: MultitowerError | None = None

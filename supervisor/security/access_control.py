@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..config.principals import Principal, Principals
+from ..config.principals import Principals
 from ..loop.background import BackgroundJobs
 from .authenticator import Authenticator
 from .authorisation import Authorisation
@@ -49,7 +49,7 @@ class AccessControl:
         self.uses = Uses()
         self.failures = Failures(clock())
         self._handles = Handles()
-        self._verifier: TokenVerifier[Principal] = TokenVerifier(background, clock)
+        self._verifier = TokenVerifier(background, clock)
         self.authenticator = Authenticator(self._verifier, self._handles, self.failures, clock)
         self._clock = clock
         self.apply(principals)

@@ -43,7 +43,7 @@ class Authenticator:
 
     def __init__(
         self,
-        verifier: TokenVerifier[Principal],
+        verifier: TokenVerifier,
         handles: Handles,
         failures: Failures,
         clock: Callable[[], float],

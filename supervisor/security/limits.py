@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from multitower.errors import MultitowerError, Reason, make
+
+from ..config.principals import Principal
 
 LEAST_RETRY_MS: Final = 1
 OUTSTANDING_RETRY_MS: Final = 50
@@ -18,22 +20,6 @@ OUTSTANDING_RETRY_MS: Final = 50
 
 _WHOLE: Final = 1.0 - 1e-9
 """What counts as one event: sums of parts of a second are not exact."""
-
-
-class Limited(Protocol):
-    """The part of a principal that limits it."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def max_outstanding(self) -> int | None:
-        """Requests for inference that it may have outstanding; None for any number."""
-
-    @property
-    def rate(self) -> float | None:
-        """Requests that it may send in a second; None for any number."""
 
 
 class TokenBucket:
@@ -107,8 +93,8 @@ class Use:
         """Sets its limits. A rate that stays the same goes on with what is left of it.
 
         Args:
-            max_outstanding: see `Limited`.
-            rate: likewise.
+            max_outstanding: requests for inference that it may have outstanding; None for any number.
+            rate: requests that it may send in a second; None for any number.
             now: monotonic seconds.
         """
         self._max_outstanding = max_outstanding
@@ -117,23 +103,28 @@ class Use:
         elif self._bucket is None or self._bucket.rate != rate:
             self._bucket = TokenBucket(rate, max(1.0, rate), now)
 
-    def refusal(self, infer: bool, now: float) -> MultitowerError | None:
-        """Counts a request, and returns the error that it gets because of a limit; None for none.
+    def charge(self, infer: bool, now: float, refusal: MultitowerError | None = None) -> MultitowerError | None:
+        """Counts a request, and returns the error that it gets; None for none.
 
         Args:
             infer: whether it is one for inference. Others are not outstanding: they are answered at once.
             now: monotonic seconds.
+            refusal: the error that it gets because of its roles, unless a limit refuses it before; None for none.
         """
         self.requests += 1
+        error = self._limited(infer, now) or refusal
+        if error is not None:
+            self.refused += 1
+        return error
+
+    def _limited(self, infer: bool, now: float) -> MultitowerError | None:
         limit = self._max_outstanding
         if infer and limit is not None and self.outstanding >= limit:
-            self.refused += 1
             message = f"the principal has {self.outstanding} requests outstanding; its max_outstanding is {limit}"
             return make(Reason.QUEUE_FULL, message, limit="max_outstanding", retry_after_ms=OUTSTANDING_RETRY_MS)
         wait_s = self._bucket.take(now) if self._bucket is not None else 0.0
         if not wait_s:
             return None
-        self.refused += 1
         assert self._bucket is not None
         message = f"the principal has sent more requests than its rate of {self._bucket.rate:g} a second allows"
         retry_after_ms = max(LEAST_RETRY_MS, math.ceil(round(wait_s * 1000, 6)))
@@ -154,7 +145,7 @@ class Uses:
     def __init__(self) -> None:
         self._by_name: dict[str, Use] = {}
 
-    def set_principals(self, principals: Iterable[Limited], now: float) -> None:
+    def set_principals(self, principals: Iterable[Principal], now: float) -> None:
         """Sets who is limited, and how.
 
         Args:

@@ -23,10 +23,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from multitower.bearer_tokens import TokenHash, dummy_hash, split_token
 
+from ..config.principals import Principal
 from ..loop.background import BackgroundJobs
 from .failures import Failure
 from .limits import TokenBucket
@@ -57,18 +58,6 @@ FULL_RETRY_S: Final = 1.0
 """When a client may try again for whose token there was no room."""
 
 
-class Bearer(Protocol):
-    """The part of a principal that tokens concern."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def token_hashes(self) -> Sequence[TokenHash]:
-        """The hashes of its tokens; none for a principal without any."""
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why a token was not accepted.
@@ -86,10 +75,7 @@ class Refusal:
     of_source: bool = False
 
 
-P = TypeVar("P", bound=Bearer)
-
-
-class _Check(Generic[P]):
+class _Check:
     """A token that waits to be verified, or is being verified."""
 
     __slots__ = ("asking", "digest", "generation", "name", "secret", "source")
@@ -99,11 +85,11 @@ class _Check(Generic[P]):
         self.name = name
         self.secret = secret
         self.source = source
-        self.asking: list[Callable[[P | Refusal], None]] = []
+        self.asking: list[Callable[[Principal | Refusal], None]] = []
         self.generation = -1
 
 
-class TokenVerifier(Generic[P]):
+class TokenVerifier:
     """Verifies tokens. For the loop's thread.
 
     Args:
@@ -118,7 +104,7 @@ class TokenVerifier(Generic[P]):
         self.due = inf
         self._background = background
         self._clock = clock
-        self._principals: Mapping[str, P] = {}
+        self._principals: Mapping[str, Principal] = {}
         self._generation = 0
         self._most_hashes: Sequence[TokenHash] = ()
         self._dummies: Sequence[TokenHash] = (dummy_hash(),)
@@ -127,11 +113,11 @@ class TokenVerifier(Generic[P]):
         self._refused: OrderedDict[bytes, Refusal] = OrderedDict()
         self._sources: OrderedDict[str, TokenBucket] = OrderedDict()
         self._total = TokenBucket(WRONG_PER_S, WRONG_AT_ONCE, clock())
-        self._waiting: OrderedDict[str, deque[_Check[P]]] = OrderedDict()  # by source, whose turn it is next first
-        self._checks: dict[bytes, _Check[P]] = {}  # by digest: those that wait, and the one that is being verified
+        self._waiting: OrderedDict[str, deque[_Check]] = OrderedDict()  # by source, whose turn it is next first
+        self._checks: dict[bytes, _Check] = {}  # by digest: those that wait, and the one that is being verified
         self._running = False
 
-    def set_principals(self, principals: Mapping[str, P]) -> None:
+    def set_principals(self, principals: Mapping[str, Principal]) -> None:
         """Sets whose tokens are accepted.
 
         Args:
@@ -144,7 +130,7 @@ class TokenVerifier(Generic[P]):
         hashes = max((principal.token_hashes for principal in principals.values()), key=len, default=())
         self._dummies = [dummy_hash(like) for like in hashes] or (dummy_hash(),)
 
-    def verify(self, token: str, source: str, done: Callable[[P | Refusal], None]) -> None:
+    def verify(self, token: str, source: str, done: Callable[[Principal | Refusal], None]) -> None:
         """Verifies a token.
 
         Args:
@@ -171,7 +157,7 @@ class TokenVerifier(Generic[P]):
         """Returns what stands for a token in memory: a digest that says nothing outside this process."""
         return hashlib.blake2b(token.encode("utf-8", "surrogatepass"), key=self._key, digest_size=32).digest()
 
-    def _find_verified(self, digest: bytes) -> P | None:
+    def _find_verified(self, digest: bytes) -> Principal | None:
         """The principal whose token was verified earlier, if that token is still its."""
         found = self._verified.get(digest)
         if found is None:
@@ -187,7 +173,7 @@ class TokenVerifier(Generic[P]):
             self._refuse(digest, Refusal(Failure.UNKNOWN_PRINCIPAL))
         return None
 
-    def _add(self, check: _Check[P], done: Callable[[P | Refusal], None]) -> None:
+    def _add(self, check: _Check, done: Callable[[Principal | Refusal], None]) -> None:
         """Adds a check to those that wait, or joins the one of the same token."""
         same = self._checks.get(check.digest)
         if same is not None:
@@ -254,7 +240,7 @@ class TokenVerifier(Generic[P]):
         job = functools.partial(_compare, check.secret, hashes, tuple(self._dummies))
         self._background.run(job, functools.partial(self._on_compared, check))
 
-    def _on_compared(self, check: _Check[P], outcome: TokenHash | Exception | None) -> None:
+    def _on_compared(self, check: _Check, outcome: TokenHash | Exception | None) -> None:
         self._running = False
         now = self._clock()
         try:
@@ -262,7 +248,7 @@ class TokenVerifier(Generic[P]):
         finally:
             self.tick(now)
 
-    def _settle(self, check: _Check[P], outcome: TokenHash | Exception | None, now: float) -> None:
+    def _settle(self, check: _Check, outcome: TokenHash | Exception | None, now: float) -> None:
         if isinstance(outcome, Exception):  # no thread could be started, or no memory was left
             self._answer(check, Refusal(Failure.TOO_MANY, retry_after_s=FULL_RETRY_S))
             return
@@ -289,7 +275,7 @@ class TokenVerifier(Generic[P]):
     def _refuse(self, digest: bytes, refusal: Refusal) -> None:
         _put(self._refused, digest, refusal, MAX_REFUSED)
 
-    def _answer(self, check: _Check[P], outcome: P | Refusal) -> None:
+    def _answer(self, check: _Check, outcome: Principal | Refusal) -> None:
         del self._checks[check.digest]
         for done in check.asking:
             done(outcome)

@@ -40,7 +40,7 @@ class Scene:
         self.now = 100.0
         self.handles = Handles()
         self.failures = Failures(self.now)
-        verifier: TokenVerifier[Principal] = TokenVerifier(jobs, lambda: self.now)
+        verifier = TokenVerifier(jobs, lambda: self.now)
         self.authenticator = Authenticator(verifier, self.handles, self.failures, lambda: self.now)
         self.know(SERVICE, BROWSER)
 

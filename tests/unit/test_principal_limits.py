@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
 from fake_front import ADDRESS, FakeFront
 
 from multitower import batch_results, wire, worker_wire
-from multitower.errors import MultitowerError
+from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import ModelReport
+from multitower.supervisor.config.principals import Principal, Role
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.security.limits import TokenBucket, Use, Uses
 
 
-@dataclass(frozen=True)
-class Principal:
-    name: str
-    max_outstanding: int | None = None
-    rate: float | None = None
+def principal(name: str, max_outstanding: int | None = None, rate: float | None = None) -> Principal:
+    return Principal(name, frozenset(Role), max_outstanding=max_outstanding, rate=rate)
 
 
 def answers(use: Use, times: list[float], infer: bool = True) -> list[int | None]:
     """For each time the milliseconds after which the request may be sent again; None where it is accepted."""
     found: list[int | None] = []
     for now in times:
-        refusal = use.refusal(infer, now)
+        refusal = use.charge(infer, now)
         if refusal is not None:
             assert (refusal.reason, refusal.code) == ("queue_full", "RESOURCE_EXHAUSTED")
             assert refusal.details["limit"] == "rate"
         found.append(None if refusal is None else refusal.details["retry_after_ms"])
     return found
+
+
+def test_a_request_that_a_role_and_a_limit_refuse_counts_once() -> None:
+    use, forbidden = Use(), make(Reason.FORBIDDEN, "it may not")
+    use.set_limits(None, 1.0, 0.0)
+    assert use.charge(False, 0.0, forbidden) is forbidden
+    limited = use.charge(False, 0.0, forbidden)
+    assert limited is not None
+    assert limited.reason == "queue_full", "a limit holds also for what is forbidden"
+    assert (use.requests, use.refused) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +73,7 @@ def test_a_rate_counts_requests_of_all_kinds_and_outstanding_ones_only_inference
     use.set_limits(1, 3.0, 0.0)
     use.outstanding = 1
     assert answers(use, [0.0, 0.0], infer=False) == [None, None]
-    refusal = use.refusal(True, 0.0)
+    refusal = use.charge(True, 0.0)
     assert refusal is not None
     assert refusal.details == {"limit": "max_outstanding", "retry_after_ms": 50}
     # It was refused before the rate was asked, so one is left.
@@ -81,19 +88,19 @@ def test_outstanding_requests(limit: int | None, outstanding: int, accepted: boo
     use = Use()
     use.set_limits(limit, None, 0.0)
     use.outstanding = outstanding
-    refusal = use.refusal(True, 0.0)
+    refusal = use.charge(True, 0.0)
     assert isinstance(refusal, MultitowerError) is not accepted
     assert use.to_json() == {"requests": 1, "refused": int(not accepted), "outstanding": outstanding}
 
 
 def test_a_limit_that_stays_goes_on_and_one_that_changes_begins_anew() -> None:
     uses = Uses()
-    uses.set_principals([Principal("a", rate=1.0), Principal("b", rate=1.0)], 0.0)
+    uses.set_principals([principal("a", rate=1.0), principal("b", rate=1.0)], 0.0)
     for name in ("a", "b"):
         use = uses.of(name)
         assert use is not None
         assert answers(use, [0.0, 0.0]) == [None, 1000]
-    uses.set_principals([Principal("a", rate=1.0), Principal("b", rate=2.0)], 0.5)
+    uses.set_principals([principal("a", rate=1.0), principal("b", rate=2.0)], 0.5)
     a, b = uses.of("a"), uses.of("b")
     assert a is not None
     assert b is not None
@@ -103,7 +110,7 @@ def test_a_limit_that_stays_goes_on_and_one_that_changes_begins_anew() -> None:
 
 def test_who_is_removed_and_comes_back_keeps_what_is_outstanding() -> None:
     uses = Uses()
-    uses.set_principals([Principal("a", max_outstanding=1), Principal("b")], 0.0)
+    uses.set_principals([principal("a", max_outstanding=1), principal("b")], 0.0)
     a, b = uses.of("a"), uses.of("b")
     assert a is not None
     assert b is not None
@@ -111,9 +118,9 @@ def test_who_is_removed_and_comes_back_keeps_what_is_outstanding() -> None:
     b.requests = 7
     uses.set_principals([], 1.0)
     assert uses.of("b") is None
-    uses.set_principals([Principal("b"), Principal("a", max_outstanding=1)], 2.0)
+    uses.set_principals([principal("b"), principal("a", max_outstanding=1)], 2.0)
     assert uses.of("a") is a
-    assert a.refusal(True, 2.0) is not None
+    assert a.charge(True, 2.0) is not None
     again = uses.of("b")
     assert again is not None
     assert again.requests == 0

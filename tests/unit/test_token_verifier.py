@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from multitower.bearer_tokens import TokenHash, new_token
+from multitower.supervisor.config.principals import Principal, Role
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.security import tokens
 from multitower.supervisor.security.failures import Failure
@@ -19,10 +19,8 @@ from multitower.supervisor.security.tokens import Refusal, TokenVerifier, source
 SOON_S = 20.0
 
 
-@dataclass(frozen=True)
-class Principal:
-    name: str
-    token_hashes: tuple[TokenHash, ...] = ()
+def principal(name: str, token_hashes: tuple[TokenHash, ...] = ()) -> Principal:
+    return Principal(name, frozenset(Role), token_hashes=token_hashes)
 
 
 class Hash(TokenHash):
@@ -65,11 +63,11 @@ class Scene:
         self.now = 100.0
         self.jobs = jobs
         self.answers: list[tuple[str, str | Refusal]] = []
-        self.verifier: TokenVerifier[Principal] = TokenVerifier(jobs, lambda: self.now)
+        self.verifier = TokenVerifier(jobs, lambda: self.now)
         self.know({"a": ("one",), "b": ("two", "three"), "key-only": ()})
 
     def know(self, secrets: dict[str, Sequence[str]]) -> None:
-        self.verifier.set_principals({name: Principal(name, tuple(map(cheap, each))) for name, each in secrets.items()})
+        self.verifier.set_principals({name: principal(name, tuple(map(cheap, each))) for name, each in secrets.items()})
 
     def ask(self, token: str, source: str = "10.0.0.1:1") -> None:
         def done(outcome: Principal | Refusal) -> None:
@@ -292,15 +290,15 @@ def test_real_hashes_in_a_real_thread() -> None:
     token, hashed = new_token("a")
     answers: list[Principal | Refusal] = []
     with contextlib.closing(BackgroundJobs()) as jobs:
-        verifier: TokenVerifier[Principal] = TokenVerifier(jobs, lambda: 0.0)
-        verifier.set_principals({"a": Principal("a", (hashed,))})
+        verifier = TokenVerifier(jobs, lambda: 0.0)
+        verifier.set_principals({"a": principal("a", (hashed,))})
         for asked in (token, token + "A", f"nobody.{token}"):
             verifier.verify(asked, "127.0.0.1:9", answers.append)
         assert answers == []
         while len(answers) < 3:
             assert select.select([jobs.descriptor], [], [], SOON_S)[0], "no outcome in time"
             jobs.run_callbacks()
-    assert answers == [Principal("a", (hashed,)), WRONG, Refusal(Failure.UNKNOWN_PRINCIPAL)]
+    assert answers == [principal("a", (hashed,)), WRONG, Refusal(Failure.UNKNOWN_PRINCIPAL)]
 
 
 @pytest.mark.parametrize(
