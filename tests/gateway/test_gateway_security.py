@@ -365,7 +365,15 @@ def test_a_principal_that_is_removed_is_out_within_a_second_and_others_notice_no
         assert model_ready(request, metadata=shown, timeout=STEP_S).ready
         with ThreadPoolExecutor(1) as pool:
             over = threading.Event()
-            asking = pool.submit(lambda: [ready(stays, "everything") for _ in iter(over.is_set, True)])
+
+            def ask_until_over() -> list[tuple[int, float]]:
+                answers = []
+                while not over.is_set():
+                    began = time.monotonic()
+                    answers.append((ready(stays, "everything"), time.monotonic() - began))
+                return answers
+
+            asking = pool.submit(ask_until_over)
             try:
                 revoked_at = locked.set_principals("leaves")
                 assert leaves.sock is not None
@@ -376,9 +384,10 @@ def test_a_principal_that_is_removed_is_out_within_a_second_and_others_notice_no
                 ended_after = time.monotonic() - revoked_at
             finally:
                 over.set()
-            assert set(asking.result(STEP_S)) == {200}
-        # A second, and what a slow machine needs beside it.
-        assert max(closed_after, ended_after) < 1 + STEP_S / 10
+            statuses, times = zip(*asking.result(STEP_S), strict=True)
+            assert set(statuses) == {200}
+        # A second, and what a busy machine needs beside it: the longest time that the others' requests took meanwhile.
+        assert max(closed_after, ended_after) < 1 + max(times)
         assert locked.curl("/v2", token="leaves")[0] == 401
         with pytest.raises(grpc.RpcError) as caught:
             model_ready(request, metadata=shown, timeout=STEP_S, wait_for_ready=True)

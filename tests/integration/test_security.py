@@ -44,9 +44,6 @@ models:
 NOT_ANSWERED_S = 0.5
 """Seconds for which an answer that must not come is waited for."""
 
-REVOKED_S = 1.0
-"""Seconds within which a principal that was revoked is out."""
-
 
 def header_of(operation: Operation, model: str | None) -> tuple[dict[str, Any], list[bytes]]:
     """A header for an operation, which does no harm where it is allowed."""
@@ -403,12 +400,10 @@ def test_keys_rotate_and_a_principal_is_revoked_under_load(daemon: Locked, closi
 
         left = [entry for entry in daemon.entries if entry["name"] != "everything-mine"]
         write_principals(daemon.folder / PRINCIPALS_FILE, changed(left, "infers-mine", public_key=new.public))
-        began = time.monotonic()
+        seen = len(daemon.lines)
         daemon.signal(signal.SIGHUP)
-        # The connections stay, and each further request on them is refused.
-        while revoked.ask(wire.INFER, header, *tensors) == "ok":
-            assert time.monotonic() - began < STEP_S
-        took_s = time.monotonic() - began
+        assert daemon.wait_line("audit: reload", STEP_S, after=seen)["outcome"] == "ok"
+        # The connections stay, and each further request on them is refused, from the first one on.
         for kind in (wire.INFER, wire.STATUS, wire.METRICS):
             assert revoked.ask(kind, header, *(tensors if kind == wire.INFER else [])) == Reason.UNAUTHENTICATED
         assert revoked.ask(wire.SERVER_LIVE, {}) == "ok"
@@ -422,7 +417,6 @@ def test_keys_rotate_and_a_principal_is_revoked_under_load(daemon: Locked, closi
         daemon.reload(daemon.entries)
     assert [load.failed for load in loads] == [[], []]
     assert all(load.answers > 10 for load in loads)
-    assert took_s < REVOKED_S * 10  # other tests use the cores, too
 
 
 def test_roles_and_models_change_on_a_connection_that_is_open(daemon: Locked, closing: Open) -> None:
