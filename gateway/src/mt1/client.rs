@@ -214,6 +214,20 @@ impl Daemon {
         self.exchange(INFER, add_current(header), tensors, timeout).await
     }
 
+    /// As `infer_raw`, for a request with tensors in a region, which is written at once.
+    ///
+    /// The event loop may read other clients' bodies first before it has its next turn to write. That can take longer than
+    /// the daemon and a worker need for this request.
+    pub async fn infer_in_areas(
+        &self,
+        header: Bytes,
+        tensors: Vec<Bytes>,
+        timeout: Duration,
+    ) -> Result<RawReply, DaemonError> {
+        let message = Message { at_once: true, ..self.message(INFER, add_current(header), tensors) };
+        self.exchange_message(message, timeout).await
+    }
+
     /// Reads the header of a reply to `infer_raw`, which has as many frames as it says.
     pub fn reply_header(&self, reply: &RawReply) -> Result<Arc<ReplyHeader>, DaemonError> {
         let header = match self.inner.replies.get(&reply.header) {
@@ -319,12 +333,18 @@ impl Daemon {
         tensors: Vec<Bytes>,
         timeout: Duration,
     ) -> Result<RawReply, DaemonError> {
+        self.exchange_message(self.message(kind, header, tensors), timeout).await
+    }
+
+    fn message(&self, kind: &'static str, header: Bytes, tensors: Vec<Bytes>) -> Message {
+        Message { handle: self.handle(), kind, header, tensors, at_once: false }
+    }
+
+    async fn exchange_message(&self, message: Message, timeout: Duration) -> Result<RawReply, DaemonError> {
         match &self.caller {
             // Only with `security`, so on the heap: the future of the others stays small.
-            Caller::Identity(identity) => Box::pin(self.exchange_for(identity, kind, header, tensors, timeout)).await,
-            Caller::Unnamed | Caller::Anonymous => {
-                self.send(Message { handle: self.handle(), kind, header, tensors }, timeout)?.await
-            }
+            Caller::Identity(identity) => Box::pin(self.exchange_for(identity, message, timeout)).await,
+            Caller::Unnamed | Caller::Anonymous => self.send(message, timeout)?.await,
         }
     }
 
@@ -332,13 +352,10 @@ impl Daemon {
     async fn exchange_for(
         &self,
         identity: &Identity,
-        kind: &'static str,
-        header: Bytes,
-        tensors: Vec<Bytes>,
+        message: Message,
         timeout: Duration,
     ) -> Result<RawReply, DaemonError> {
         let until = Instant::now() + timeout;
-        let message = Message { handle: identity.handle(), kind, header, tensors };
         let outcome = self.send(message.clone(), timeout)?.await;
         if !outcome.as_ref().is_err_and(|error| error.reason == UNAUTHENTICATED) {
             return outcome;
@@ -361,8 +378,13 @@ impl Daemon {
         }
         // Without a connection nobody else answers at the deadline.
         let expires_at = now + timeout + if connection.is_some() { GRACE } else { Duration::ZERO };
+        let at_once = message.at_once;
         let ticket = pending.add(message, expires_at, connection)?;
-        state.wake();
+        if at_once {
+            state.write_at_once();
+        } else {
+            state.wake();
+        }
         drop(state);
         Ok(Waiting::new(self.inner.shared.clone(), ticket))
     }

@@ -1,7 +1,8 @@
 //! The connection to the daemon: one task that connects again after each loss, writes what waits, and ends requests.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
@@ -44,12 +45,15 @@ pub struct State {
     outgoing: Outgoing,
     connected: bool,
     writer: Option<Waker>,
+    /// The socket that the connection's task writes to, once more, for `write_at_once`.
+    socket: Option<net::UnixStream>,
 }
 
 impl Shared {
     pub fn new(max_outstanding: usize) -> Self {
         let pending = Pending::new(max_outstanding);
-        Self { state: Mutex::new(State { pending, outgoing: Outgoing::default(), connected: false, writer: None }) }
+        let outgoing = Outgoing::default();
+        Self { state: Mutex::new(State { pending, outgoing, connected: false, writer: None, socket: None }) }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -68,6 +72,23 @@ impl State {
     pub fn wake(&mut self) {
         if let Some(waker) = self.writer.take() {
             waker.wake();
+        }
+    }
+
+    /// Writes what waits, as far as the socket has room. The connection's task writes the rest, and notices errors.
+    pub fn write_at_once(&mut self) {
+        if let Some(mut socket) = self.socket.as_ref() {
+            while !self.outgoing.is_empty() {
+                let mut slices = Outgoing::no_slices();
+                let count = self.outgoing.slices(&mut slices);
+                match socket.write_vectored(&slices[..count]) {
+                    Ok(written) if written > 0 => self.outgoing.advance(written),
+                    _ => break,
+                }
+            }
+        }
+        if !self.outgoing.is_empty() {
+            self.wake();
         }
     }
 }
@@ -97,6 +118,7 @@ pub async fn run(shared: Arc<Shared>, path: PathBuf, connected: watch::Sender<bo
                 {
                     let mut state = shared.lock();
                     state.connected = false;
+                    state.socket = None;
                     state.outgoing.clear();
                     state.pending.fail_sent(&mut wakers);
                 }
@@ -178,8 +200,11 @@ fn expire(shared: &Shared) {
 
 /// Writes and reads until the connection is lost. Returns why.
 async fn exchange(shared: &Shared, stream: UnixStream, buffer: BytesMut) -> io::Error {
-    let socket = match Socket::new(stream) {
-        Ok(socket) => socket,
+    let socket = match Socket::new(stream).and_then(|socket| Ok((socket.try_clone()?, socket))) {
+        Ok((clone, socket)) => {
+            shared.lock().socket = Some(clone);
+            socket
+        }
         Err(error) => return error,
     };
     let mut ticks = interval(EXPIRY);

@@ -97,7 +97,7 @@ impl Daemon {
         };
         let header = header.to_bytes().into();
         lease.sent();
-        let outcome = self.infer_raw(header, frames, timeout).await;
+        let outcome = self.infer_in_areas(header, frames, timeout).await;
         lease.ended(&outcome);
         let reply = match outcome {
             Err(error) if self.regions().is_refusal(&error) => return None,

@@ -27,6 +27,8 @@ pub struct Message {
     pub kind: &'static str,
     pub header: Bytes,
     pub tensors: Vec<Bytes>,
+    /// Whether it is written at once, and not with those that follow before the event loop's next turn.
+    pub at_once: bool,
 }
 
 /// A successful reply as it was transmitted.
@@ -245,7 +247,13 @@ mod tests {
     use super::*;
 
     fn message() -> Message {
-        Message { handle: Handle::NONE, kind: INFER, header: Bytes::from_static(b"{}"), tensors: vec![] }
+        Message {
+            handle: Handle::NONE,
+            kind: INFER,
+            header: Bytes::from_static(b"{}"),
+            tensors: vec![],
+            at_once: false,
+        }
     }
 
     fn reply() -> Outcome {

@@ -25,6 +25,11 @@ impl Socket {
         Ok(Self { reader: watch(stream.into_std()?, Interest::READABLE)?, full: None })
     }
 
+    /// Returns the same socket once more, which never blocks.
+    pub fn try_clone(&self) -> io::Result<net::UnixStream> {
+        self.reader.get_ref().try_clone()
+    }
+
     /// Reads into the room that the buffer has, which must not be empty. Returns 0 at the end.
     pub fn poll_read(&self, context: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
         loop {
@@ -49,7 +54,7 @@ impl Socket {
             match self.reader.get_ref().write_vectored(slices) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.full.is_none() {
-                        let socket = self.reader.get_ref().try_clone()?;
+                        let socket = self.try_clone()?;
                         self.full = Some(watch(socket, Interest::WRITABLE)?);
                     }
                 }

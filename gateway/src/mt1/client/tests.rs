@@ -1,3 +1,7 @@
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::task::{Context, Waker};
+
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -32,6 +36,14 @@ impl Peer {
         }
     }
 
+    /// Returns the number of bytes that have come and were not read.
+    fn unread(&self) -> i32 {
+        let mut bytes = 0;
+        // SAFETY: FIONREAD writes an int.
+        assert_eq!(unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::FIONREAD, &mut bytes) }, 0);
+        bytes
+    }
+
     async fn answer(&mut self, id: &[u8], header: &'static str) {
         let mut outgoing = Outgoing::default();
         outgoing.push_message(Handle::NONE, "MT1:ok", id, &Bytes::from_static(header.as_bytes()), &[]);
@@ -41,6 +53,11 @@ impl Peer {
             self.stream.write_all(slice).await.unwrap();
         }
     }
+}
+
+/// Polls a request once, and returns whether it waits.
+fn waits(request: &mut Pin<Box<dyn Future<Output = Result<RawReply, DaemonError>> + '_>>) -> bool {
+    request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
 }
 
 fn settings(name: &str) -> (Settings, PathBuf) {
@@ -184,4 +201,50 @@ async fn without_a_daemon_a_request_fails_at_its_own_deadline() {
     let daemon = Daemon::start(&settings);
     let outcome = daemon.infer_raw(Bytes::from_static(b"{}"), Vec::new(), Duration::from_millis(50)).await;
     assert_eq!(outcome.unwrap_err().reason, "not_connected");
+}
+
+#[tokio::test]
+async fn a_request_with_areas_is_written_before_the_event_loop_has_another_turn() {
+    let (settings, path) = settings("areas");
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon = Daemon::start(&settings);
+    let mut peer = Peer::accept(&listener).await;
+    daemon.connected().await;
+    let limit = Duration::from_secs(60);
+    let mut other: Pin<Box<dyn Future<Output = _>>> =
+        Box::pin(daemon.infer_raw(Bytes::from_static(b"{}"), Vec::new(), limit));
+    let before = peer.unread();
+    assert!(waits(&mut other));
+    assert_eq!(peer.unread(), before, "other requests are written together, in the next turn");
+    let mut first: Pin<Box<dyn Future<Output = _>>> =
+        Box::pin(daemon.infer_in_areas(Bytes::from_static(b"{}"), Vec::new(), limit));
+    assert!(waits(&mut first));
+    assert!(peer.unread() > before);
+    for request in [other, first] {
+        let (_, id) = peer.receive().await;
+        peer.answer(&id, "{}").await;
+        assert!(request.await.is_ok());
+    }
+    let _ = std::fs::remove_file(path);
+}
+
+#[tokio::test]
+async fn what_the_socket_has_no_room_for_at_once_is_written_later_and_in_its_order() {
+    let (settings, path) = settings("no-room");
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon = Daemon::start(&settings);
+    let mut peer = Peer::accept(&listener).await;
+    daemon.connected().await;
+    let send = |byte: u8| -> Pin<Box<dyn Future<Output = _>>> {
+        let frames = vec![Bytes::from(vec![byte; 3_000_000])];
+        Box::pin(daemon.infer_in_areas(Bytes::from_static(b"{}"), frames, Duration::from_secs(60)))
+    };
+    let mut requests = [send(1), send(2)];
+    assert!(requests.iter_mut().all(waits));
+    for request in requests {
+        let (_, id) = peer.receive().await;
+        peer.answer(&id, "{}").await;
+        assert!(request.await.is_ok());
+    }
+    let _ = std::fs::remove_file(path);
 }

@@ -114,7 +114,7 @@ impl Plan {
         let outputs: Vec<(String, Area)> = outputs.collect();
         let header = self.body.header(&self.model, microseconds(self.timeout), &inputs, &outputs);
         lease.sent();
-        let outcome = context.daemon.infer_raw(header, frames.clone(), self.timeout).await;
+        let outcome = context.daemon.infer_in_areas(header, frames.clone(), self.timeout).await;
         lease.ended(&outcome);
         let error = match outcome {
             Ok(reply) => return Ok((reply, Some(lease))),
