@@ -7,6 +7,7 @@ where only the client is installed, to say what is missing.
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import signal
 import sys
@@ -33,9 +34,14 @@ SERVER_PACKAGES: Final = {
 LOST_OUTPUT: Final = frozenset((errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Errors of a write to standard output that are no defect."""
 
+GC_THRESHOLD: Final = 100_000
+"""For gc.set_threshold: more objects than the imports of most commands make. All of them stay."""
+
 
 def main() -> None:
     """Runs the command line and ends the process with an exit code of `multitower.exit_codes`."""
+    # By default, imports start hundreds of garbage collections, which find nothing and take a tenth of the time.
+    gc.set_threshold(GC_THRESHOLD)
     die_of_ctrl_c()
     open_standard_streams()
     handle_early_stop()

@@ -206,3 +206,21 @@ def test_ctrl_c_stays_ignored_in_the_background(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))},
     )
     assert done.returncode == 7
+
+
+COUNT_COLLECTIONS = """
+import atexit, gc, sys
+found = []
+gc.callbacks.append(lambda phase, _: found.append(phase))
+atexit.register(lambda: print(found.count("start")))
+sys.argv = ["multitower", "check", "nosuch.yaml"]
+from multitower.cli import main
+main()
+"""
+
+
+def test_imports_of_a_command_cause_hardly_any_garbage_collections(tmp_path: Path) -> None:
+    done = run(sys.executable, "-c", COUNT_COLLECTIONS, folder=tmp_path)
+    assert done.returncode == Exit.CONFIG, done.stderr
+    # By Python's own threshold there would be 80.
+    assert int(done.stdout) < 30
