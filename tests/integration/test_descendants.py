@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,9 @@ def start_helpers(client: Client, ways: tuple[str, ...] = WAYS) -> list[psutil.P
     return [start_helper(client, way)[0] for way in ways]
 
 
-def guardian(daemon: Running) -> psutil.Process:
-    (found,) = (child for child in daemon.remember() if child.name() == "mt-guardian")
-    return found
+def guardians(daemon: Running) -> list[int]:
+    """The process ids of the guardians: one at most."""
+    return [child.pid for child in daemon.remember() if child.name() == "mt-guardian"]
 
 
 def slot_is_served_by_another(daemon: Running, pid: int) -> bool:
@@ -64,27 +65,22 @@ def slot_is_served_by_another(daemon: Running, pid: int) -> bool:
     return all(slot["state"] == "ready" and slot["pid"] != pid for slot in slots)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_helper_ends_with_its_worker(tmp_path: Path, way: str) -> None:
-    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
-        helper, worker = start_helper(client, way)
-        os.kill(worker, signal.SIGKILL)
-        assert not outliving([helper], STEP_S)
-        daemon.wait(lambda: slot_is_served_by_another(daemon, worker))
-        assert daemon.end() == 0
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with Running(tmp_path_factory.mktemp("one"), config()) as daemon:
+        yield daemon.wait_ready()
 
 
-def test_helpers_end_with_a_worker_that_is_told_to_end(tmp_path: Path) -> None:
-    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
-        helpers = start_helpers(client)
-        assert multitower("restart", "0", daemon=daemon).returncode == 0
-        assert not outliving(helpers, STEP_S)
-        assert daemon.slot()["restarts"] == 0
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with Running(tmp_path_factory.mktemp("two"), config(workers=2)) as daemon:
+        yield daemon.wait_ready()
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_helper_does_not_end_with_another_worker(tmp_path: Path, way: str) -> None:
-    with Running(tmp_path, config(workers=2)) as daemon, daemon.wait_ready().client() as client:
+def test_a_helper_ends_with_its_worker_and_not_with_another(two_workers: Running, way: str) -> None:
+    daemon = two_workers
+    with daemon.client() as client:
         helper, worker = start_helper(client, way)
         if way == "bare daemon":
             daemon.wait_line("a process has left its worker", pid=helper.pid)
@@ -94,6 +90,24 @@ def test_a_helper_does_not_end_with_another_worker(tmp_path: Path, way: str) -> 
         assert helper.is_running()
         os.kill(worker, signal.SIGKILL)
         assert not outliving([helper], STEP_S)
+        daemon.wait(lambda: slot_is_served_by_another(daemon, worker))
+
+
+def test_helpers_end_with_a_worker_that_is_told_to_end(one_worker: Running) -> None:
+    with one_worker.client() as client:
+        helpers = start_helpers(client)
+        assert multitower("restart", "0", daemon=one_worker).returncode == 0
+        assert not outliving(helpers, STEP_S)
+        assert one_worker.slot()["restarts"] == 0
+
+
+def test_orphans_that_end_are_reaped(one_worker: Running) -> None:
+    with one_worker.client() as client:
+        helpers = start_helpers(client, ("daemon", "bare daemon", "forked"))
+        for helper in helpers:
+            helper.kill()
+        one_worker.wait(lambda: not any(psutil.pid_exists(helper.pid) for helper in helpers))
+        assert one_worker.slot()["restarts"] == 0
 
 
 def test_helpers_have_ended_when_the_daemon_has(tmp_path: Path) -> None:
@@ -111,15 +125,14 @@ def test_helpers_end_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
         assert not outliving(everything, STEP_S)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_guardian_that_ends_or_stops_is_replaced(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_guardian_that_ends_or_stops_is_replaced(tmp_path: Path) -> None:
     with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
         helpers = start_helpers(client, FOUND_BY_THE_GUARDIAN)
-        first = guardian(daemon)
-        first.send_signal(number)
-        daemon.wait_line("the guardian has ended", pid=first.pid)
-        daemon.wait(lambda: any(child.name() == "mt-guardian" for child in daemon.remember()))
-        assert guardian(daemon).pid != first.pid
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            (first,) = guardians(daemon)
+            os.kill(first, number)
+            daemon.wait(lambda first=first: guardians(daemon) not in ([], [first]))
+        assert daemon.wait_line("the guardian has ended")["code"] == -signal.SIGKILL
         everything = [*helpers, *daemon.remember()]
         daemon.signal(signal.SIGKILL)
         assert not outliving(everything, STEP_S)
@@ -185,15 +198,6 @@ def test_a_guardian_that_cannot_be_started_is_tried_less_and_less_often(
     assert tries == [0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75, 31.75, 63.75, 123.75, 183.75, 243.75]
     assert caplog.text.count("the guardian could not be started") == 1
     guard.close()
-
-
-def test_orphans_that_end_are_reaped(tmp_path: Path) -> None:
-    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
-        helpers = start_helpers(client, ("daemon", "bare daemon", "forked"))
-        for helper in helpers:
-            helper.kill()
-        daemon.wait(lambda: not any(psutil.pid_exists(helper.pid) for helper in helpers))
-        assert daemon.slot()["restarts"] == 0
 
 
 def test_what_a_handler_starts_while_doctor_loads_it_ends_with_doctor(tmp_path: Path) -> None:
