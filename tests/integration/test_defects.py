@@ -47,7 +47,7 @@ wire.load_header = broken(wire.load_header, lambda header: b"unreadable_request"
 wire.dump_json = broken(wire.dump_json, lambda value: "unsendable_reply" in str(value))
 json.dumps = broken(json.dumps, lambda value: value and type(value) is list and value[0] == "unsendable_batch")
 fcntl.fcntl = broken(fcntl.fcntl, lambda *_: True)  # which asks for the seals of a region
-Orders.restart = broken(Orders.restart, lambda orders, slot, done: slot == 7)
+Orders.restart = broken(Orders.restart, lambda orders, slot, *_: slot == 7)
 runpy.run_module("multitower", run_name="__main__")
 """
 
