@@ -78,14 +78,10 @@ impl State {
     /// Writes what waits, as far as the socket has room. The connection's task writes the rest, and notices errors.
     pub fn write_at_once(&mut self) {
         if let Some(mut socket) = self.socket.as_ref() {
-            while !self.outgoing.is_empty() {
-                let mut slices = Outgoing::no_slices();
-                let count = self.outgoing.slices(&mut slices);
-                match socket.write_vectored(&slices[..count]) {
-                    Ok(written) if written > 0 => self.outgoing.advance(written),
-                    _ => break,
-                }
-            }
+            let _ = self.outgoing.write_with(|slices| match socket.write_vectored(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                outcome => Poll::Ready(outcome),
+            });
         }
         if !self.outgoing.is_empty() {
             self.wake();
@@ -264,14 +260,7 @@ impl Exchange<'_> {
         for answer in answers {
             outgoing.push_bytes(&answer);
         }
-        while !outgoing.is_empty() {
-            let mut slices = Outgoing::no_slices();
-            let count = outgoing.slices(&mut slices);
-            match self.socket.poll_write(context, &slices[..count]) {
-                Poll::Pending => break,
-                Poll::Ready(written) => outgoing.advance(written?),
-            }
-        }
+        outgoing.write_with(|slices| self.socket.poll_write(context, slices))?;
         if !state.writer.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
             state.writer = Some(context.waker().clone());
         }

@@ -1,7 +1,8 @@
 //! Bytes that wait to be written to the daemon: small frames joined, large ones as they are.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
+use std::task::Poll;
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -110,6 +111,20 @@ impl Outgoing {
                 }
             }
         }
+    }
+
+    /// Writes until nothing waits any more, or `write` has no room. Fails if it does, or writes nothing.
+    pub fn write_with(&mut self, mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>) -> io::Result<()> {
+        while !self.is_empty() {
+            let mut slices = Self::no_slices();
+            let count = self.slices(&mut slices);
+            match write(&slices[..count]) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => self.advance(written?),
+            }
+        }
+        Ok(())
     }
 
     /// An array for `slices`.

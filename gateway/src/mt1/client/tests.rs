@@ -66,6 +66,15 @@ fn settings(name: &str) -> (Settings, PathBuf) {
     (serde_json::from_str(&text).unwrap(), path)
 }
 
+/// Returns a client that is connected, and the daemon's side of its connection.
+async fn connect(settings: &Settings, path: &Path) -> (Daemon, Peer) {
+    let listener = UnixListener::bind(path).unwrap();
+    let daemon = Daemon::start(settings);
+    let peer = Peer::accept(&listener).await;
+    daemon.connected().await;
+    (daemon, peer)
+}
+
 #[tokio::test]
 async fn stated_timeouts_are_rounded_and_the_longest_one_is_exact() {
     let (mut settings, path) = settings("timeouts");
@@ -111,10 +120,7 @@ async fn a_sent_request_fails_with_its_connection_and_a_waiting_one_is_sent_late
 #[tokio::test]
 async fn many_who_watch_the_daemon_ask_it_once() {
     let (settings, path) = settings("watched");
-    let listener = UnixListener::bind(&path).unwrap();
-    let daemon = Daemon::start(&settings);
-    let mut peer = Peer::accept(&listener).await;
-    daemon.connected().await;
+    let (daemon, mut peer) = connect(&settings, &path).await;
     let limit = Duration::from_secs(30);
     let watch = || daemon.was_ready(limit, limit);
     let (answers, ()) = tokio::join!(async { tokio::join!(watch(), watch(), watch()) }, async {
@@ -136,10 +142,7 @@ async fn many_who_watch_the_daemon_ask_it_once() {
 async fn what_a_daemon_does_not_read_is_bounded_although_it_is_cancelled() {
     let (mut settings, path) = settings("unread");
     settings.limits = serde_json::from_str(r#"{"max_body_bytes": 100000, "max_buffered_bytes": 800000}"#).unwrap();
-    let listener = UnixListener::bind(&path).unwrap();
-    let daemon = Daemon::start(&settings);
-    let mut peer = Peer::accept(&listener).await;
-    daemon.connected().await;
+    let (daemon, mut peer) = connect(&settings, &path).await;
     // The socket takes some of them, too.
     let mut refused = None;
     for _ in 0..100 {
@@ -180,10 +183,7 @@ async fn what_a_daemon_does_not_read_is_bounded_although_it_is_cancelled() {
 #[tokio::test]
 async fn a_request_whose_future_is_dropped_is_cancelled() {
     let (settings, path) = settings("dropped");
-    let listener = UnixListener::bind(&path).unwrap();
-    let daemon = Daemon::start(&settings);
-    let mut peer = Peer::accept(&listener).await;
-    daemon.connected().await;
+    let (daemon, mut peer) = connect(&settings, &path).await;
     let request = tokio::spawn({
         let daemon = daemon.clone();
         async move { daemon.infer_raw(Bytes::from_static(b"{}"), Vec::new(), Duration::from_secs(60)).await }
@@ -206,10 +206,7 @@ async fn without_a_daemon_a_request_fails_at_its_own_deadline() {
 #[tokio::test]
 async fn a_request_with_areas_is_written_before_the_event_loop_has_another_turn() {
     let (settings, path) = settings("areas");
-    let listener = UnixListener::bind(&path).unwrap();
-    let daemon = Daemon::start(&settings);
-    let mut peer = Peer::accept(&listener).await;
-    daemon.connected().await;
+    let (daemon, mut peer) = connect(&settings, &path).await;
     let limit = Duration::from_secs(60);
     let mut other: Pin<Box<dyn Future<Output = _>>> =
         Box::pin(daemon.infer_raw(Bytes::from_static(b"{}"), Vec::new(), limit));
@@ -231,10 +228,7 @@ async fn a_request_with_areas_is_written_before_the_event_loop_has_another_turn(
 #[tokio::test]
 async fn what_the_socket_has_no_room_for_at_once_is_written_later_and_in_its_order() {
     let (settings, path) = settings("no-room");
-    let listener = UnixListener::bind(&path).unwrap();
-    let daemon = Daemon::start(&settings);
-    let mut peer = Peer::accept(&listener).await;
-    daemon.connected().await;
+    let (daemon, mut peer) = connect(&settings, &path).await;
     let send = |byte: u8| -> Pin<Box<dyn Future<Output = _>>> {
         let frames = vec![Bytes::from(vec![byte; 3_000_000])];
         Box::pin(daemon.infer_in_areas(Bytes::from_static(b"{}"), frames, Duration::from_secs(60)))
