@@ -56,7 +56,7 @@ def start_helpers(client: Client, ways: Sequence[str]) -> list[Helper]:
 
 
 def guardian(daemon: Running) -> psutil.Process | None:
-    return next((child for child in daemon.remember() if child.name() == "mt-guardian"), None)
+    return next(iter(daemon.children("mt-guardian")), None)
 
 
 def has_running_guardian(daemon: Running) -> bool:

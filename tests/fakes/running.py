@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -171,6 +172,15 @@ class Running:
             return []
         self._children.update((child.pid, child) for child in children)
         return children
+
+    def children(self, name: str) -> list[psutil.Process]:
+        """The child processes of this name. A child that ends between the two looks is left out."""
+        found = []
+        for child in self.remember():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name() == name:
+                    found.append(child)
+        return found
 
     def signal(self, number: signal.Signals) -> None:
         """Sends the daemon a signal."""

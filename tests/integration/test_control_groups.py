@@ -75,7 +75,7 @@ def test_each_helper_ends_with_its_own_worker_and_no_other(tmp_path: Path, group
 def test_helpers_are_told_from_processes_that_were_there_before(tmp_path: Path, group: ControlGroup) -> None:
     inside = (*group.enter, *WITH_STRANGERS)
     with Running(tmp_path, CONFIG, inside=inside) as daemon, daemon.wait_ready().client() as client:
-        (stranger,) = (child for child in daemon.remember() if child.name() == "sleep")
+        (stranger,) = daemon.children("sleep")
         helper, worker = start_helper(client, "bare daemon")
         os.kill(worker, signal.SIGKILL)
         assert not outliving([helper], STEP_S)

@@ -57,7 +57,7 @@ def start_helpers(client: Client, ways: tuple[str, ...] = WAYS) -> list[psutil.P
 
 def guardians(daemon: Running) -> list[int]:
     """The process ids of the guardians: one at most."""
-    return [child.pid for child in daemon.remember() if child.name() == "mt-guardian"]
+    return [child.pid for child in daemon.children("mt-guardian")]
 
 
 def slot_is_served_by_another(daemon: Running, pid: int) -> bool:
@@ -218,7 +218,7 @@ def test_a_process_that_was_there_before_the_daemon_is_left_alone(tmp_path: Path
     # They must not hold the daemon's stderr open, which is read to its end.
     shell = ("sh", "-c", 'setsid sleep 1000 2>&- & sleep 1000 2>&- & exec "$@"', "sh")
     with Running(tmp_path, config(), inside=shell) as daemon, daemon.wait_ready().client() as client:
-        beside = [child for child in daemon.remember() if child.name() == "sleep"]
+        beside = daemon.children("sleep")
         assert len(beside) == 2
         helper, worker = start_helper(client, "session")
         os.kill(worker, signal.SIGKILL)
