@@ -2,7 +2,9 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# .ci/run sets these two to uv, which finds the same versions in a quarter of pip's CPU time.
+INSTALLER ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
+BUILD_OPTIONS ?=
 # Of the machine that `make selftest-bundle` is for.
 PYTHON_VERSION ?= 3.12
 # Where this is set (images of containers do), each process would compile TensorFlow's modules anew: 12 s of CPU time for
@@ -127,16 +129,16 @@ $(INSTALLED)/.built: $(SOURCES) | $(VENV)/.build
 	@echo "building the wheel: half a minute where it is compiled"
 	@rm -rf build/wheel build/wheel-source $(INSTALLED) && mkdir -p build/wheel-source
 	@cp -RP $(WHEEL_SOURCE) build/wheel-source
-	@$(BIN)/python -m build --wheel --outdir build/wheel build/wheel-source >build/wheel.log 2>&1 || \
+	@$(BIN)/python -m build --wheel $(BUILD_OPTIONS) --outdir build/wheel build/wheel-source >build/wheel.log 2>&1 || \
 	    { cat build/wheel.log; exit 1; }
-	@$(PIP) --no-deps --target $(INSTALLED) build/wheel/*.whl
+	@$(INSTALLER) --no-deps --compile --target $(INSTALLED) build/wheel/*.whl
 	@touch $@
 
 build/gateway/.built: $(GATEWAY_SOURCES) scripts/gateway_wheel | $(VENV)/.build
 	@scripts/gateway_wheel $(abspath $(BIN))/python build/gateway
 
 $(VENV)/.gateway: build/gateway/.built
-	@[ ! -e build/gateway/.built ] || { $(PIP) --no-deps --force-reinstall build/gateway/*.whl && touch $@; }
+	@[ ! -e build/gateway/.built ] || { $(INSTALLER) --no-deps --force-reinstall build/gateway/*.whl && touch $@; }
 
 # Clients of other servers, for the tests of the gateway; where there is no gateway, none are needed.
 build/clients/.made: tests/gateway/clients/requirements.txt scripts/foreign_clients | $(VENV)/.dev build/gateway/.built
@@ -146,34 +148,34 @@ build/clients/.made: tests/gateway/clients/requirements.txt scripts/foreign_clie
 $(VENV)/.demo: pyproject.toml
 	@scripts/venv $(VENV)
 	@echo "installing multitower and TensorFlow into $(VENV): some minutes the first time"
-	@$(PIP) --editable '.[demo]'
+	@$(INSTALLER) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml
 	@scripts/venv $(VENV)
 	@echo "installing multitower and Zensical into $(VENV)"
-	@$(PIP) --editable '.[docs]'
+	@$(INSTALLER) --editable '.[docs]'
 	@touch $@
 
 # What building a wheel needs, so that this can begin while TensorFlow is being installed.
 $(VENV)/.build:
 	@scripts/venv $(VENV)
-	@$(PIP) build
+	@$(INSTALLER) build
 	@touch $@
 
 # Everything in one installation, for .ci/run. pip would compile all modules of TensorFlow, of which tests import a
 # quarter; the import compiles those once, before tests do so in many processes at a time.
 $(VENV)/.all: pyproject.toml | $(VENV)/.build
-	@$(PIP) --no-compile --editable '.[dev,docs]'
+	@$(INSTALLER) --no-compile --editable '.[dev,docs]'
 	@mkdir -p build
 	@$(BIN)/python -W ignore -c 'import tensorflow' 2>build/import.log || { cat build/import.log; exit 1; }
-	@command -v cc >/dev/null || $(PIP) ziglang
+	@command -v cc >/dev/null || $(INSTALLER) ziglang
 	@touch $(VENV)/.dev $(VENV)/.demo $(VENV)/.docs $@
 
 $(VENV)/.dev: pyproject.toml
 	@scripts/venv $(VENV)
 	@echo "installing multitower, TensorFlow and the tools into $(VENV): some minutes the first time"
-	@$(PIP) --editable '.[dev]'
+	@$(INSTALLER) --editable '.[dev]'
 	@# Some tests compile stand-ins for GPU libraries; where there is no C compiler, one comes as a wheel.
-	@command -v cc >/dev/null || $(PIP) ziglang
+	@command -v cc >/dev/null || $(INSTALLER) ziglang
 	@touch $@ $(VENV)/.demo $(VENV)/.build

@@ -55,16 +55,22 @@ def test_what_two_files_pin_has_one_version() -> None:
 
 def test_ci_installs_them_by_their_hashes_before_anything_else() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    (options,) = re.findall(r"^pinned='(.*)'$", script, re.MULTILINE)
-    assert {"--require-hashes", "--no-deps"} <= set(options.split())
+    (pinned,) = re.findall(r"^pinned='(.*)'$", script, re.MULTILINE)
+    (by_uv,) = re.findall(r"^if \$by_uv (.* --requirement scripts/ci-tools\.txt); then$", script, re.MULTILINE)
+    for options in (pinned, by_uv):
+        assert {"--require-hashes", "--no-deps"} <= set(options.split())
     order = [
         script.index(f"\n{line}\n")
         for line in (
             "$pinned --requirement scripts/ci-build-tools.txt",
             "make .venv/.build",
-            "$pinned --requirement scripts/ci-tools.txt",
+            f"if $by_uv {by_uv}; then",
+            "    $pinned --requirement scripts/ci-tools.txt",
             "make .venv/.all",
         )
     ]
     assert order == sorted(order)
-    assert script.count("-m pip ") == 1  # in `options`
+    assert re.findall(r"-m pip .*\b(?:install|config)\b", script) == [
+        "-m pip --quiet --disable-pip-version-check install",
+        "-m pip config",
+    ]
