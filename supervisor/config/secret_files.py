@@ -17,6 +17,7 @@ import zmq
 from multitower.account_names import user_name
 from multitower.curve_keys import KEY_CHARACTERS, is_key
 
+from .access_lists import mode_for_others
 from .units import printable
 
 MAX_SECRET_BYTES: Final = 1 << 16
@@ -137,7 +138,7 @@ def _read(path: Path, what: str, *, forbidden: int, limit: int) -> str:
     except (OSError, ValueError) as error:
         raise GuardedFileError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
-        _check_owner(os.fstat(descriptor), name, forbidden)
+        _check_owner(descriptor, name, forbidden)
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(limit + 1)
     except OSError as error:
@@ -163,13 +164,14 @@ def _why_not(path: Path, error: PermissionError, forbidden: int) -> str:
     return f"{belongs}: chown {user} {path}" if forbidden == _OTHERS else f"{belongs}: chmod 0644 {path}"
 
 
-def _check_owner(status: os.stat_result, name: str, forbidden: int) -> None:
+def _check_owner(descriptor: int, name: str, forbidden: int) -> None:
+    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise GuardedFileError(f"{name} is not a regular file")
     if status.st_uid not in (0, os.geteuid()):
         wanted = f"user {os.geteuid()}, who runs this, or to root"
         raise GuardedFileError(f"{name} belongs to user {status.st_uid}; it must belong to {wanted}")
-    if status.st_mode & forbidden:
+    if mode_for_others(descriptor, status) & forbidden:
         mode, better = stat.S_IMODE(status.st_mode), stat.S_IMODE(status.st_mode) & ~forbidden
         done = "use" if forbidden == _OTHERS else "write"
         raise GuardedFileError(f"others may {done} {name} (mode {mode:04o}): chmod {better:04o} {name}")

@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from made_security import make_security
 
 from multitower.exit_codes import Exit
 from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.loading import load
 from multitower.supervisor.config.overrides import PREFIX
 from multitower.supervisor.config.units import parse_duration
 from multitower.supervisor.workers import exits as endings
@@ -115,13 +117,38 @@ def test_the_unit_runs_the_program_that_the_readme_installs() -> None:
     assert value("Group") == value("User")
 
 
+CREDENTIAL = re.compile(r"^#((?:LoadCredential|Environment)=.+)$", re.MULTILINE)
+"""Lines of the unit that are for a daemon with `security`: they are comments, since systemd wants the file."""
+
+
+def test_a_credential_is_the_key_that_the_configuration_names(tmp_path: Path) -> None:
+    credential, variable = CREDENTIAL.findall(UNIT.read_text())
+    name, _, source = credential.removeprefix("LoadCredential=").partition(":")
+    assert f"--out {Path(source).parent}" in README.read_text()
+    variable, _, path = variable.removeprefix("Environment=").partition("=")
+    assert path == f"%d/{name}"
+
+    make_security(tmp_path)
+    secret = (tmp_path / name).rename(tmp_path / "credential")
+    (tmp_path / "config.yaml").write_text(
+        "security: {curve: {secret_key: server.key_secret}, principals: principals.yaml}\n"
+        "models: [{name: digits, path: digits}]\n"
+    )
+    config = load(tmp_path / "config.yaml", strict=False, environment={variable: str(secret)})
+    assert config.security is not None
+    assert config.security.curve is not None
+    assert config.security.curve.secret_key == secret
+
+
 @pytest.mark.skipif(SYSTEMD_ANALYZE is None, reason="there is no systemd here")
-def test_systemd_can_parse_every_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("credential", [False, True], ids=["", "credential"])
+def test_systemd_can_parse_every_line(tmp_path: Path, credential: bool) -> None:
     program = tmp_path / "multitower"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace(PROGRAM, str(program)))
+    text = UNIT.read_text().replace(PROGRAM, str(program))
+    unit.write_text(CREDENTIAL.sub(r"\1", text) if credential else text)
     done = subprocess.run(
         [str(SYSTEMD_ANALYZE), "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False
     )

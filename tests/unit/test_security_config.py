@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -121,6 +122,57 @@ def test_a_secret_that_others_may_use_is_refused(name: str, lines: tuple[str, ..
     read(*lines)
     Path(name).chmod(mode)
     assert f"(mode {mode:04o}): chmod 0600" in refused(*lines)
+
+
+USER, GROUP, MASK, OTHERS = 0x02, 0x08, 0x10, 0x20
+
+
+def grant(path: str, *named: tuple[int, int, int], mask: int = 4, others: int = 0) -> None:
+    """Gives a file a POSIX access control list, as setfacl does: its owner reads it, its group does not.
+
+    Args:
+        path: of the file.
+        named: the other entries: a tag, permissions, and the number of a user or group.
+        mask, others: permissions.
+    """
+    entries = [(0x01, 4, -1), *named, (0x04, 0, -1), (MASK, mask, -1), (OTHERS, others, -1)]
+    packed = [struct.pack("<HHi", *entry) for entry in sorted(entries)]
+    try:
+        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(packed))
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error.strerror}")
+
+
+ME, SOMEBODY = os.geteuid(), 4711
+
+
+@pytest.mark.parametrize(("name", "lines"), [("server.key_secret", (SECURITY,)), ("private_key.pem", ())])
+def test_a_secret_that_a_list_shows_to_its_user_alone_is_taken_as_systemd_gives_it(
+    name: str, lines: tuple[str, ...]
+) -> None:
+    lines = lines or (f"gateway: {{http: '127.0.0.1:1', {TLS}}}",)
+    grant(name, (USER, 4, ME))
+    assert Path(name).stat().st_mode & 0o777 == 0o440, "the mode is that of a file which its group may read"
+    read(*lines)
+
+
+@pytest.mark.parametrize(
+    ("named", "others"),
+    [
+        ([(USER, 4, ME), (USER, 4, SOMEBODY)], 0),
+        ([(USER, 4, ME), (GROUP, 4, ME)], 0),
+        ([(USER, 4, ME)], 4),
+        ([(USER, 4, SOMEBODY)], 0),
+    ],
+)
+def test_a_secret_that_a_list_shows_to_others_is_refused(named: list[tuple[int, int, int]], others: int) -> None:
+    grant("server.key_secret", *named, others=others)
+    assert f"others may use {Path.cwd()}/server.key_secret (mode 044{others})" in refused(SECURITY)
+
+
+def test_what_the_mask_of_a_list_takes_away_does_not_count() -> None:
+    grant("server.key_secret", (USER, 4, SOMEBODY), mask=0)
+    read(SECURITY)
 
 
 def test_a_public_key_in_place_of_the_secret_one_is_told_apart_before_its_mode() -> None:

@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
+use super::access_list::mode_for_others;
 use super::ending;
 use crate::settings::TlsSettings;
 
@@ -120,7 +121,7 @@ fn read(path: &Path, secret: bool) -> Result<Vec<u8>, String> {
     if secret && ![0, user].contains(&metadata.uid()) {
         return Err(format!("{} belongs to user {}, who can read it", path.display(), metadata.uid()));
     }
-    if secret && metadata.mode() & 0o077 != 0 {
+    if secret && mode_for_others(&file, &metadata, user) != 0 {
         let mode = metadata.mode() & 0o777;
         return Err(format!(
             "{} has mode {mode:04o}: others than its owner must not have access (chmod 600)",

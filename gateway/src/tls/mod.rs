@@ -1,5 +1,6 @@
 //! TLS: handshakes, which are bounded in time, and certificates, which are read again when their files change.
 
+mod access_list;
 mod der;
 mod ending;
 mod files;
