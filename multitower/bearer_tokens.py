@@ -24,6 +24,9 @@ MAX_TOKEN: Final = 256
 """Characters that a token may have; a longer one is refused without being looked at."""
 
 _SECRET_BYTES: Final = 32
+_SECRET_CHARACTERS: Final = 43
+"""Of 32 bytes in base64, without padding."""
+
 _SALT_BYTES: Final = 16
 _HASH_BYTES: Final = 32
 _COST_LOG2: Final = 14
@@ -124,6 +127,26 @@ def hash_secret(secret: str) -> TokenHash:
     """Returns a hash of a secret, with a new salt."""
     unhashed = TokenHash(_COST_LOG2, _BLOCKS, 1, secrets.token_bytes(_SALT_BYTES), bytes(_HASH_BYTES))
     return TokenHash(_COST_LOG2, _BLOCKS, 1, unhashed.salt, unhashed._hash(secret))
+
+
+def hash_token(token: str) -> tuple[str, TokenHash]:
+    """Returns the name in a token, and a hash of its secret.
+
+    Raises:
+        ValueError: it is no token, or its secret is so short that somebody could guess it.
+    """
+    parts = split_token(token)
+    if parts is None:
+        raise ValueError(
+            f"a token is NAME.SECRET, of at most {MAX_TOKEN} characters; `multitower keys new NAME --token` makes one"
+        )
+    name, secret = parts
+    if len(secret) < _SECRET_CHARACTERS:
+        raise ValueError(
+            f"the secret of this token has {len(secret)} characters, and so could be guessed: it needs at least "
+            f"{_SECRET_CHARACTERS} random ones; `multitower keys new {name} --token` makes such a token"
+        )
+    return name, hash_secret(secret)
 
 
 def dummy_hash(like: TokenHash | None = None) -> TokenHash:

@@ -124,6 +124,32 @@ def _show(file: Path) -> None:
     click.echo(read_public_file(file))
 
 
+@keys.command(name="hash")
+def hash_command() -> None:
+    """Print the hash of a token that is read from stdin, for the file of principals.
+
+    A token is no argument, since every user of the machine can see the arguments of a command. On a terminal you are
+    asked for it, and it is not shown.
+
+    \b
+      multitower keys hash < ana.token
+    """  # noqa: D301 - the escape keeps click from folding these lines
+    _run(_hash)
+
+
+def _hash() -> None:
+    from multitower.bearer_tokens import MAX_TOKEN, hash_token
+
+    if sys.stdin.isatty():
+        token = click.prompt("token", hide_input=True, err=True)
+    else:
+        token = sys.stdin.read(MAX_TOKEN + 2).strip()
+    name, hashed = hash_token(token)
+    click.echo(_to_add(name, f"--token-hash '{hashed}'"), err=True)
+    click.echo("where the entry exists, --rotate in place of --role adds it to what it has. The hash:", err=True)
+    click.echo(hashed)
+
+
 @keys.command()
 @click.argument("name", callback=_check_name)
 @click.option(
@@ -138,7 +164,7 @@ def _show(file: Path) -> None:
 @click.option(
     "--token-hash",
     metavar="HASH",
-    help="The hash of its token, as `keys new --token` prints it. In single quotes: the shell replaces $.",
+    help="The hash of its token, from `keys new --token` or `keys hash`. In single quotes: the shell replaces $.",
 )
 @click.option(
     "--certificate",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,12 +16,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from made_security import PRINCIPALS, SERVER_KEY, make_security, write_certificate
 
+from multitower.cli.keys import keys
 from multitower.errors import InvalidRequest
 from multitower.exit_codes import Exit
 from multitower.supervisor.config import overrides as config_overrides
 from multitower.supervisor.config.config import Config, schema
 from multitower.supervisor.config.loading import load
+from multitower.supervisor.config.principals import Role
+from multitower.supervisor.config.source import ConfigError
 from multitower.supervisor.config.yaml_reader import Reader
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +44,8 @@ def folder(tmp_path: Path) -> Path:
     for name in MODELS:
         (folder / "models" / name / "1").mkdir(parents=True)
         (folder / "models" / name / "1" / "saved_model.pb").touch()
+    make_security(folder)
+    (folder / "client_ca.pem").write_text(write_certificate(folder)[0].read_text())
     return folder
 
 
@@ -48,6 +57,34 @@ def plain(text: str) -> Any:
 def test_every_example_loads(folder: Path, name: str) -> None:
     config = load(folder / name, environment={})
     assert {model.path.name for model in config.models if model.path is not None} <= set(MODELS)
+
+
+def test_the_commands_in_the_locked_example_make_what_it_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / SERVER_KEY).unlink()
+    (folder / PRINCIPALS).unlink()
+    monkeypatch.chdir(folder)
+    commands = re.findall(r"^#   multitower keys (.+)$", (folder / "locked.yaml").read_text(), re.MULTILINE)
+    for command in commands:
+        done = CliRunner().invoke(keys, shlex.split(command))
+        assert done.exit_code == 0, done.output
+    found = load("locked.yaml", environment={}).principals
+    assert found is not None
+    service, dashboard = found.by_name["checkout-service"], found.by_name["dashboard"]
+    assert (service.roles, service.models) == ({Role.INFER}, ("digits",))
+    assert (dashboard.roles, dashboard.public_keys, dashboard.token_hashes) == ({Role.OBSERVE}, (), ())
+
+
+def test_without_a_lock_no_address_of_the_locked_example_is_accepted(folder: Path) -> None:
+    def refused(**changes: Any) -> str:
+        locked = plain((folder / "locked.yaml").read_text()) | changes
+        (folder / "open.yaml").write_text(json.dumps({key: value for key, value in locked.items() if value}))
+        with pytest.raises(ConfigError) as error:
+            load(folder / "open.yaml", environment={})
+        return str(error.value)
+
+    for key in ("listen[0]", "gateway.http", "gateway.grpc"):
+        assert f" {key}: " in refused(security=None)
+    assert "add gateway.tls" in refused(gateway={"http": "0.0.0.0:8000"})
 
 
 def test_the_document_names_all_examples() -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shlex
 import stat
 import subprocess
+import sys
+import termios
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import zmq.auth
 from click.testing import CliRunner, Result
+from pty_terminal import PtyTerminal
 from ruamel.yaml import YAML
 
 from multitower.bearer_tokens import TokenHash, split_token
@@ -182,6 +188,67 @@ def test_the_public_key_of_either_half_is_shown(tmp_path: Path) -> None:
         assert (result.exit_code, result.stdout) == (0, f"{pair.public}\n")
     (tmp_path / "other").write_text("nothing")
     assert run("show", tmp_path / "other").exit_code == 1
+
+
+# keys hash
+
+
+def test_the_hash_of_a_token_is_printed_and_the_token_is_not(tmp_path: Path) -> None:
+    run("new", "ana", "--token", "--out", tmp_path)
+    token = (tmp_path / "ana.token").read_text()
+    result = CliRunner().invoke(keys, ["hash"], input=token)
+    assert result.exit_code == 0, result.output
+    _, secret = split_token(token.strip()) or ("", "")
+    assert TokenHash.parse(result.stdout.strip()).matches(secret)
+    assert secret not in result.output
+    # The command that is printed adds it.
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("multitower keys add")]
+    path = tmp_path / "principals.yaml"
+    done = run(*shlex.split(line.replace("FILE", str(path)))[2:])
+    assert done.exit_code == 0, done.output
+    assert read(path) == [{"name": "ana", "token_hash": result.stdout.strip(), "roles": ["infer"]}]
+
+
+def test_on_a_terminal_a_token_is_asked_for_and_not_shown() -> None:
+    with closing(PtyTerminal(160)) as terminal:
+        command = [sys.executable, "-m", "multitower", "keys", "hash"]
+        # getpass reads the controlling terminal of the process, whatever its stdin is.
+        with subprocess.Popen(
+            command,
+            stdin=terminal.theirs,
+            stdout=terminal.theirs,
+            stderr=terminal.theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        ) as process:
+            terminal.wait_for("token:")
+            terminal.press(f"ana.{'s' * 43}\n")
+            terminal.wait_for(lambda lines: any(line.startswith("$scrypt$") for line in lines))
+            assert process.wait(60) == 0
+    assert "sss" not in terminal.text
+
+
+@pytest.mark.parametrize(
+    ("token", "cause"),
+    [
+        ("", "a token is NAME.SECRET"),
+        ("hunter2", "a token is NAME.SECRET"),
+        (f"a b.{'s' * 43}", "a token is NAME.SECRET"),
+        (f"ana.{'s' * 300}", "a token is NAME.SECRET"),
+        (f"ana.{'s' * 42}", "has 42 characters, and so could be guessed"),
+    ],
+    ids=range(5),
+)
+def test_what_is_no_token_has_no_hash_and_is_not_repeated(token: str, cause: str) -> None:
+    result = CliRunner().invoke(keys, ["hash"], input=f"{token}\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert cause in result.stderr
+    assert "hunter2" not in result.output
+    assert "sss" not in result.output
+
+
+def test_a_token_is_no_argument() -> None:
+    assert CliRunner().invoke(keys, ["hash", f"ana.{'s' * 43}"]).exit_code == 2
 
 
 # keys add
