@@ -60,6 +60,7 @@ PATHS = (
     HttpRow("POST", "/v2/repository/models/MODEL-of-nobody/load", wire.LOAD),
     HttpRow("POST", "/v2/repository/models/MODEL-of-nobody/unload", wire.UNLOAD),
     HttpRow("GET", "/v1/models/MODEL", wire.STATUS),
+    HttpRow("GET", "/v1/models/MODEL/labels/stable", wire.STATUS),
     HttpRow("GET", "/v1/models/MODEL/metadata", wire.MODEL_METADATA),
     HttpRow("POST", "/v1/models/MODEL:predict", wire.INFER, INSTANCES, UNKNOWN),
     HttpRow("POST", "/v1/models/MODEL:classify", wire.INFER, EXAMPLE, ASKED),

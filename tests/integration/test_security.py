@@ -512,3 +512,4 @@ def test_insecure_is_said(tmp_path: Path, security: bool, consequence: str) -> N
         line = daemon.wait_line("insecure is set")
         assert (line["level"], line["security"]) == ("warning", security)
         assert consequence in line["message"]
+        assert daemon.status()["daemon"]["insecure"] is True

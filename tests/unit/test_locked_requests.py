@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -22,6 +24,7 @@ from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.security.access_control import AccessControl
 from multitower.supervisor.security.entrance import GatewayEntrance
+from multitower.supervisor.security.operation_table import OPERATIONS, Scope
 
 ROLES = frozenset(Role)
 TOKEN, HASH = new_token("service")
@@ -253,6 +256,53 @@ def test_an_order_that_is_refused_is_passed_on_with_the_refusal_and_counted_once
     assert scene.router.refused.by_reason.total == ({} if reason is None else {reason: 1})
     (row,) = scene.access.report()
     assert row["refused"] == (reason in ("queue_full", "forbidden"))
+
+
+def calls_of(ask: Callable[[], Any]) -> tuple[list[str], Any]:
+    """Asks; returns every function that was called, in order, and the answer."""
+    calls: list[str] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event in ("call", "c_call"):
+            calls.append(frame.f_code.co_qualname if event == "call" else argument.__qualname__)
+
+    sys.setprofile(note)
+    try:
+        answer = ask()
+    finally:
+        sys.setprofile(None)
+    return calls, answer
+
+
+NAMING = sorted(kind for kind in wire.KINDS if OPERATIONS[kind].scope in (Scope.MODEL, Scope.MODEL_OR_DAEMON))
+
+
+@pytest.mark.parametrize("kind", NAMING, ids=bytes.decode)
+@pytest.mark.parametrize(
+    "restricted",
+    [{"models": ("other",)}, {"roles": frozenset()}, {"roles": frozenset({Role.OPERATE}), "models": ("other",)}],
+    ids=["models", "roles", "both"],
+)
+def test_the_same_work_refuses_a_model_that_exists_and_one_that_does_not(
+    scene: Scene, kind: bytes, restricted: dict[str, Any]
+) -> None:
+    """So the time of the answer does not tell. Compiled code would show no calls: these tests run on the checkout."""
+    scene.know(replace(Principal("service", ROLES, token_hashes=(HASH,)), **restricted))
+    handle = scene.handle()
+    frames = [b"x"] if kind == wire.INFER else []
+    headers = [HEADER.replace(b'"m"', name) for name in (b'"m"', b'"n"')]
+
+    def ask(header: bytes) -> tuple[list[str], Any]:
+        return calls_of(lambda: scene.send(kind, header, *frames, handle=handle))
+
+    for header in headers:  # what is remembered, is
+        assert ask(header)[1] == "forbidden"
+    for _ in range(2):
+        there, not_there = map(ask, headers)
+        assert there == not_there
+    calls, _ = there
+    assert len(calls) > 10
+    assert calls != calls_of(lambda: scene.send(wire.SERVER_LIVE, handle=handle))[0]
 
 
 def test_the_report_has_no_secrets(scene: Scene) -> None:
