@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 use super::connection::{self, Shared};
@@ -395,14 +394,7 @@ async fn give_order(path: &Path, handle: Handle, kind: &str, header: &Bytes) -> 
     let (mut stream, mut buffer) = connection::connect(path).await?;
     let mut outgoing = Outgoing::default();
     outgoing.push_message(handle, kind, b"order", header, &[]);
-    while !outgoing.is_empty() {
-        let written = {
-            let mut slices = Outgoing::no_slices();
-            let count = outgoing.slices(&mut slices);
-            stream.write_vectored(&slices[..count]).await?
-        };
-        outgoing.advance(written);
-    }
+    outgoing.write_all(&mut stream).await?;
     connection::receive_reply(&mut stream, &mut buffer).await
 }
 

@@ -1,10 +1,14 @@
 //! Bytes that wait to be written to the daemon: small frames joined, large ones as they are.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::task::Poll;
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+use tokio::net::UnixStream;
 
 use super::handle::Handle;
 use super::zmtp;
@@ -76,7 +80,7 @@ impl Outgoing {
     }
 
     /// Fills `slices` with what is next, and returns how many were filled.
-    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
+    fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
         let tail = Some(&self.tail[..]).filter(|tail| !tail.is_empty());
         let pieces = self.ready.iter().map(|piece| &piece[..]).chain(tail);
         let mut count = 0;
@@ -88,7 +92,7 @@ impl Outgoing {
     }
 
     /// Drops what has been written.
-    pub fn advance(&mut self, mut written: usize) {
+    fn advance(&mut self, mut written: usize) {
         while written > 0 {
             match self.ready.front_mut() {
                 Some(piece) if piece.len() > written => {
@@ -113,7 +117,7 @@ impl Outgoing {
         }
     }
 
-    /// Writes until nothing waits any more, or `write` has no room. Fails if it does, or writes nothing.
+    /// Writes until nothing waits any more, or `write` has no room. Fails if `write` fails or writes nothing.
     pub fn write_with(&mut self, mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>) -> io::Result<()> {
         while !self.is_empty() {
             let mut slices = Self::no_slices();
@@ -127,8 +131,17 @@ impl Outgoing {
         Ok(())
     }
 
+    /// Writes everything, as soon as the stream has room.
+    pub async fn write_all(&mut self, stream: &mut UnixStream) -> io::Result<()> {
+        poll_fn(|context| {
+            self.write_with(|slices| Pin::new(&mut *stream).poll_write_vectored(context, slices))?;
+            if self.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        })
+        .await
+    }
+
     /// An array for `slices`.
-    pub fn no_slices<'a>() -> [IoSlice<'a>; MAX_SLICES] {
+    fn no_slices<'a>() -> [IoSlice<'a>; MAX_SLICES] {
         [IoSlice::new(&[]); MAX_SLICES]
     }
 }

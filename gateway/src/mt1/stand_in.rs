@@ -109,10 +109,7 @@ async fn serve(mut stream: UnixStream, state: Arc<Mutex<State>>) {
             Some(Incoming::Message(frames)) => {
                 let mut outgoing = Outgoing::default();
                 answer(frames, &mut state.lock().unwrap(), &mut outgoing);
-                let mut slices = Outgoing::no_slices();
-                let count = outgoing.slices(&mut slices);
-                let bytes = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>();
-                let _ = stream.write_all(&bytes).await;
+                let _ = outgoing.write_all(&mut stream).await;
             }
             Some(_) => {}
             None if stream.read_buf(&mut buffer).await.unwrap_or(0) == 0 => return,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use prost_types::Timestamp;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
@@ -51,35 +52,16 @@ fn seconds_of(tag: u8, date: &[u8]) -> Option<u64> {
         (GENERALIZED_TIME, 14) => (digits[..4].to_owned(), &digits[4..]),
         _ => return None,
     };
-    let part = |at: usize| rest[at..at + 2].parse::<u64>().ok();
-    let (month, day) = (part(0)?, part(2)?);
-    let (hour, minute, second) = (part(4)?, part(6)?, part(8)?);
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    let days = days_from_civil(year.parse().ok()?, month as i64, day as i64);
-    Some(u64::try_from(days * DAY_S as i64 + (hour * 3600 + minute * 60 + second) as i64).unwrap_or(0))
+    let part = |at: usize| rest[at..at + 2].parse().ok();
+    let (month, day, hour, minute, second) = (part(0)?, part(2)?, part(4)?, part(6)?, part(8)?);
+    let time = Timestamp::date_time(year.parse().ok()?, month, day, hour, minute, second).ok()?;
+    Some(u64::try_from(time.seconds).unwrap_or(0))
 }
 
-/// The days from 1970-01-01 to a date, as Howard Hinnant's `days_from_civil` counts them.
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    // Years that begin in March, so that the leap day is the last one.
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
-}
-
-/// The date of a time in seconds since 1970, such as `2026-12-02`: the inverse of `days_from_civil`.
+/// Returns the date of a time in seconds since 1970, such as `2026-12-02`.
 fn date_of(seconds: u64) -> String {
-    let days = (seconds / DAY_S) as i64 + 719_468;
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let (month, day) = ((shifted + 2) % 12 + 1, day_of_year - (153 * shifted + 2) / 5 + 1);
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
+    let time = Timestamp { seconds: seconds as i64, nanos: 0 }.to_string();
+    time.split_once('T').map_or_else(String::new, |(date, _)| date.to_owned())
 }
 
 /// What the log has said about the end of the certificate.
@@ -101,7 +83,12 @@ impl Reminder {
             return None;
         }
         match self.said {
-            Some((said_end, said_ended, at)) if (said_end, said_ended) == (end, ended) && now < at + DAY_S => None,
+            // Not before it was said either: the clock was set back since.
+            Some((said_end, said_ended, at))
+                if (said_end, said_ended) == (end, ended) && (at..at + DAY_S).contains(&now) =>
+            {
+                None
+            }
             _ => {
                 self.said = Some((end, ended, now));
                 let (file, date) = (file.to_string_lossy(), date_of(end));
@@ -141,6 +128,8 @@ mod tests {
             (UTC_TIME, "20261202120000Z", None),
             (GENERALIZED_TIME, "261202120000Z", None),
             (GENERALIZED_TIME, "20261302120000Z", None),
+            (GENERALIZED_TIME, "20260229120000Z", None), // no leap year
+            (GENERALIZED_TIME, "00000101000000Z", Some(0)),
             (GENERALIZED_TIME, "20261200120000Z", None),
             (GENERALIZED_TIME, "20261202240000Z", None),
             (GENERALIZED_TIME, "20261202120000", None),
@@ -213,6 +202,7 @@ mod tests {
             // It was replaced, and the clock was set back.
             (end + 90 * DAY_S, end + DAY_S + 1, None),
             (end, end - 1, soon("2026-12-02", 0)),
+            (end, end - DAY_S, soon("2026-12-02", 1)),
         ] {
             assert_eq!(said(end, now), expected, "{} s before its end", end as i64 - now as i64);
         }

@@ -2,7 +2,7 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Waker};
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
@@ -47,11 +47,7 @@ impl Peer {
     async fn answer(&mut self, id: &[u8], header: &'static str) {
         let mut outgoing = Outgoing::default();
         outgoing.push_message(Handle::NONE, "MT1:ok", id, &Bytes::from_static(header.as_bytes()), &[]);
-        let mut slices = Outgoing::no_slices();
-        let count = outgoing.slices(&mut slices);
-        for slice in &slices[..count] {
-            self.stream.write_all(slice).await.unwrap();
-        }
+        outgoing.write_all(&mut self.stream).await.unwrap();
     }
 }
 
