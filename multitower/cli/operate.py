@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.core import ParameterSource
@@ -21,7 +21,6 @@ from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower import Client, Unavailable
-    from multitower.client.credentials import Credentials
     from multitower.client.requests import Requests
 
 GATEWAY: Final = "gateway"
@@ -142,7 +141,7 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
     context = click.get_current_context()
     timeout_s: float = context.params["timeout"]
     ends = time.monotonic() + timeout_s
-    taker = find_taker(client)
+    endpoint = find_order_endpoint(client)
     left_s = ends - time.monotonic()
     if left_s <= 0:
         message = (
@@ -153,7 +152,7 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
     if given and math.isfinite(timeout_s * 1000):
         # What reads files in the daemon ends before this command does. Without it, the daemon's own limit holds.
         header = {**header, "timeout_ms": round(timeout_s * 1000, 3)}
-    with connected_taker(client, taker, left_s) as requests:
+    with connected_for_orders(client, endpoint, left_s) as requests:
         try:
             reply: dict[str, Any] = requests.start_query(kind, header).result()
         except DeadlineExceeded:
@@ -165,40 +164,28 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
         return reply
 
 
-class Taker(NamedTuple):
-    """What takes orders.
-
-    Attributes:
-        endpoint: its address.
-        credentials: what a connection to it needs; None for the control endpoint.
-    """
-
-    endpoint: str
-    credentials: Credentials | None
-
-
-def find_taker(client: Client) -> Taker:
-    """Finds out where a command gives its order.
+def find_order_endpoint(client: Client) -> str:
+    """Returns the endpoint at which a command gives its order: the client's own if the command has a key.
 
     Args:
-        client: of the daemon; it is asked for the address of the control endpoint, unless the command has a key.
+        client: of the daemon; without a key it is asked for the address of the control endpoint.
     """
     from multitower.client.credentials import find_credentials
 
     given = click.get_current_context().params
-    credentials = find_credentials(client.endpoint, given["key"], given["server_key"])
-    if credentials is not None:
-        return Taker(client.endpoint, credentials)
-    return Taker(client.status()["daemon"]["control"], None)
+    if find_credentials(client.endpoint, given["key"], given["server_key"]) is not None:
+        return client.endpoint
+    control: str = client.status()["daemon"]["control"]
+    return control
 
 
 @contextlib.contextmanager
-def connected_taker(client: Client, taker: Taker, timeout_s: float) -> Iterator[Requests]:
-    """A connection on which orders are given.
+def connected_for_orders(client: Client, endpoint: str, timeout_s: float) -> Iterator[Requests]:
+    """A connection on which orders are given, with the command's key over tcp.
 
     Args:
         client: of the daemon.
-        taker: what takes them.
+        endpoint: from `find_order_endpoint`.
         timeout_s: seconds that an order may take.
 
     Raises:
@@ -207,17 +194,15 @@ def connected_taker(client: Client, taker: Taker, timeout_s: float) -> Iterator[
     from multitower import Unavailable
     from multitower.client.requests import Requests
 
+    given = click.get_current_context().params
     connect_s = min(timeout_s, CONNECT_S)
-    credentials = taker.credentials
-    key = None if credentials is None else (credentials.public, credentials.secret)
-    server_key = None if credentials is None else credentials.server
     with contextlib.closing(
-        Requests(taker.endpoint, timeout_s, connect_timeout=connect_s, key=key, server_key=server_key)
+        Requests(endpoint, timeout_s, connect_timeout=connect_s, key=given["key"], server_key=given["server_key"])
     ) as requests:
         try:
             yield requests
         except Unavailable as error:
-            raise error if credentials is not None else _explain_control(error, client.endpoint) from None
+            raise _explain_control(error, client.endpoint) if endpoint.startswith("ipc:") else error from None
 
 
 def _explain_control(error: Unavailable, endpoint: str) -> Unavailable:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from multitower.cli.connection import awaits_requests
-from multitower.cli.operate import connected_taker, find_taker
+from multitower.cli.operate import connected_for_orders, find_order_endpoint
 from multitower.durations import exact_duration
 from multitower.exit_codes import Exit
 from multitower.tools.prediction_log import WARMUP_FILE
@@ -75,8 +75,9 @@ def record(client: Client, model: str, count: int, model_version: str, output: P
     header = {**model_header(model, model_version), "count": count}
     if math.isfinite(timeout_s * 1000):
         header["timeout_ms"] = round(timeout_s * 1000, 3)
-    with connected_taker(client, find_taker(client), timeout_s + MARGIN_S) as requests:
-        reply, frames = requests.start_framed_query(wire.RECORD, header, timeout_s + MARGIN_S).result()
+    seconds = timeout_s + MARGIN_S
+    with connected_for_orders(client, find_order_endpoint(client), seconds) as requests:
+        reply, frames = requests.start_framed_query(wire.RECORD, header, seconds).result()
     recorded = read_recorded(frames)
     why_fewer = _why_fewer(str(reply["ended"]), timeout_s)
     if not recorded:
