@@ -2,8 +2,12 @@
 
 A token is `NAME.SECRET`. The name chooses the principal whose hashes are compared, so checking a token costs one hash
 however many principals there are. The secret has 256 random bits. A hash is written in the form that password files
-use: `$scrypt$ln=14,r=8,p=1$SALT$HASH`, where `ln` is the binary logarithm of scrypt's cost, and SALT and HASH are in
-base64; padding may be left out.
+use: `$scrypt$ln=14,r=8,p=1,f=9c3e$SALT$HASH`. `ln` is the binary logarithm of scrypt's cost; SALT and HASH are in
+base64, and padding may be left out.
+
+`f` is a fingerprint of the secret: the first 16 bits of the SHA-256 of salt and secret. Nearly every wrong secret is
+told apart by it at once, so that whoever sends many of them keeps nobody waiting; to guess the other bits is no easier.
+It may be left out.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -29,11 +33,13 @@ _SECRET_CHARACTERS: Final = 43
 
 _SALT_BYTES: Final = 16
 _HASH_BYTES: Final = 32
+_FINGERPRINT_BYTES: Final = 2
 _COST_LOG2: Final = 14
 _BLOCKS: Final = 8
 
 _FORM: Final = re.compile(
-    r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})\$([A-Za-z0-9+/]{1,88}={0,2})\$([A-Za-z0-9+/]{1,88}={0,2})",
+    r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})(?:,f=([0-9a-f]{4}))?"
+    r"\$([A-Za-z0-9+/]{1,88}={0,2})\$([A-Za-z0-9+/]{1,88}={0,2})",
     re.ASCII,
 )
 _LEAST_COST_LOG2: Final = 10
@@ -58,6 +64,7 @@ class TokenHash:
         passes: scrypt's parallelisation p.
         salt: random bytes.
         digest: the hash.
+        fingerprint: of the secret; None where it is not known.
     """
 
     cost_log2: int
@@ -65,6 +72,7 @@ class TokenHash:
     passes: int
     salt: bytes
     digest: bytes
+    fingerprint: bytes | None = None
 
     @classmethod
     def parse(cls, text: str) -> TokenHash:
@@ -76,10 +84,11 @@ class TokenHash:
         found = _FORM.fullmatch(text)
         if found is None:
             raise TokenHashError(
-                "must look like $scrypt$ln=14,r=8,p=1$SALT$HASH, as `multitower keys new --token` prints it"
+                "must look like $scrypt$ln=14,r=8,p=1,f=9c3e$SALT$HASH, as `multitower keys new --token` prints it"
             )
         cost_log2, blocks, passes = (int(number) for number in found.groups()[:3])
-        salt, digest = (_from_base64(part) for part in found.groups()[3:])
+        fingerprint = bytes.fromhex(found[4]) if found[4] is not None else None
+        salt, digest = (_from_base64(part) for part in found.groups()[4:])
         if cost_log2 < _LEAST_COST_LOG2 or not blocks or not passes:
             raise TokenHashError(f"is too weak: ln must be at least {_LEAST_COST_LOG2}, r and p at least 1")
         # First: two to the power of a large ln would be a large number.
@@ -88,11 +97,17 @@ class TokenHash:
             raise TokenHashError("would take too much memory or time to compare: ln=14,r=8,p=1 is enough")
         if len(salt) < 8 or len(digest) < 16:
             raise TokenHashError("is too weak: SALT must have at least 8 bytes, HASH at least 16")
-        return cls(cost_log2, blocks, passes, salt, digest)
+        return cls(cost_log2, blocks, passes, salt, digest, fingerprint)
 
     def __str__(self) -> str:
         parameters = f"ln={self.cost_log2},r={self.blocks},p={self.passes}"
+        if self.fingerprint is not None:
+            parameters += f",f={self.fingerprint.hex()}"
         return f"$scrypt${parameters}${_to_base64(self.salt)}${_to_base64(self.digest)}"
+
+    def may_match(self, secret: str) -> bool:
+        """Whether this may be the hash of a secret, by its fingerprint. It takes microseconds."""
+        return self.fingerprint is None or hmac.compare_digest(_fingerprint(self.salt, secret), self.fingerprint)
 
     def matches(self, secret: str) -> bool:
         """Whether this is the hash of a secret. It takes tens of milliseconds, and the same time in either case."""
@@ -100,7 +115,7 @@ class TokenHash:
 
     def _hash(self, secret: str) -> bytes:
         return hashlib.scrypt(
-            secret.encode("utf-8", "surrogatepass"),
+            _encoded(secret),
             salt=self.salt,
             n=1 << self.cost_log2,
             r=self.blocks,
@@ -125,8 +140,9 @@ def new_token(name: str) -> tuple[str, TokenHash]:
 
 def hash_secret(secret: str) -> TokenHash:
     """Returns a hash of a secret, with a new salt."""
-    unhashed = TokenHash(_COST_LOG2, _BLOCKS, 1, secrets.token_bytes(_SALT_BYTES), bytes(_HASH_BYTES))
-    return TokenHash(_COST_LOG2, _BLOCKS, 1, unhashed.salt, unhashed._hash(secret))
+    salt = secrets.token_bytes(_SALT_BYTES)
+    unhashed = TokenHash(_COST_LOG2, _BLOCKS, 1, salt, bytes(_HASH_BYTES), _fingerprint(salt, secret))
+    return replace(unhashed, digest=unhashed._hash(secret))
 
 
 def hash_token(token: str) -> tuple[str, TokenHash]:
@@ -155,8 +171,10 @@ def dummy_hash(like: TokenHash | None = None) -> TokenHash:
     Args:
         like: the one that it takes as long to compare as; one that `new_token` makes if None.
     """
-    cost_log2, blocks, passes = (_COST_LOG2, _BLOCKS, 1) if like is None else (like.cost_log2, like.blocks, like.passes)
-    return TokenHash(cost_log2, blocks, passes, secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_HASH_BYTES))
+    salt, digest, fingerprint = map(secrets.token_bytes, (_SALT_BYTES, _HASH_BYTES, _FINGERPRINT_BYTES))
+    if like is None:
+        return TokenHash(_COST_LOG2, _BLOCKS, 1, salt, digest, fingerprint)
+    return replace(like, salt=salt, digest=digest, fingerprint=fingerprint if like.fingerprint is not None else None)
 
 
 def split_token(token: str) -> tuple[str, str] | None:
@@ -165,6 +183,14 @@ def split_token(token: str) -> tuple[str, str] | None:
         return None
     name, dot, secret = token.partition(".")
     return (name, secret) if dot and secret and NAME.fullmatch(name) else None
+
+
+def _encoded(secret: str) -> bytes:
+    return secret.encode("utf-8", "surrogatepass")
+
+
+def _fingerprint(salt: bytes, secret: str) -> bytes:
+    return hashlib.sha256(salt + _encoded(secret)).digest()[:_FINGERPRINT_BYTES]
 
 
 def _to_base64(value: bytes) -> str:

@@ -7,8 +7,12 @@ token, never by the token. A name that no principal has costs as much time as on
 Who sends wrong tokens must not keep others out, nor use up the processor:
 
 - Tokens that have been verified are answered at once, whatever else happens.
-- Each source (an IPv4 address, or a network of IPv6) may send so many wrong ones in a time. Its further unknown tokens
-  are refused unexamined, until the time has passed.
+- Nearly all wrong ones are told apart at once, by the fingerprints of the hashes. Each source (an IPv4 address, or a
+  network of IPv6) is told so in a time for so many; about others it only learns that it should wait. All others are
+  compared, so those of a source that all clients of a proxy share do not keep the right ones out.
+- If any hash has no fingerprint, none is looked at: otherwise the time of an answer would tell which names there are.
+  Then, and for those that have the right fingerprint and are wrong, each source may send so many wrong ones in a time.
+  Its further unknown tokens are refused unexamined, until the time has passed.
 - Sources take turns, and each has only a few tokens waiting.
 - While many wrong tokens arrive in total, the next one is examined a little later.
 """
@@ -43,7 +47,8 @@ MAX_ASKING: Final = 64
 
 WRONG_OF_SOURCE: Final = 10
 WRONG_OF_SOURCE_PER_S: Final = 0.5
-"""Wrong tokens of one source that are examined: so many at once, and then so many a second."""
+"""Wrong tokens of one source that are compared, and those that it is told of otherwise: so many at once, and then so
+many a second."""
 
 WRONG_AT_ONCE: Final = 32
 WRONG_PER_S: Final = 8.0
@@ -106,12 +111,13 @@ class TokenVerifier:
         self._clock = clock
         self._principals: Mapping[str, Principal] = {}
         self._generation = 0
-        self._most_hashes: Sequence[TokenHash] = ()
+        self._fingerprinted = True
         self._dummies: Sequence[TokenHash] = (dummy_hash(),)
         self._key = secrets.token_bytes(32)
         self._verified: OrderedDict[bytes, tuple[str, TokenHash]] = OrderedDict()
         self._refused: OrderedDict[bytes, Refusal] = OrderedDict()
-        self._sources: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._sources: OrderedDict[str, TokenBucket] = OrderedDict()  # of those that were compared
+        self._guessing: OrderedDict[str, TokenBucket] = OrderedDict()  # of the others
         self._total = TokenBucket(WRONG_PER_S, WRONG_AT_ONCE, clock())
         self._waiting: OrderedDict[str, deque[_Check]] = OrderedDict()  # by source, whose turn it is next first
         self._checks: dict[bytes, _Check] = {}  # by digest: those that wait, and the one that is being verified
@@ -126,6 +132,9 @@ class TokenVerifier:
         self._principals = principals
         self._generation += 1
         self._refused.clear()
+        self._fingerprinted = all(
+            hashed.fingerprint is not None for principal in principals.values() for hashed in principal.token_hashes
+        )
         # Each comparison takes as long as that of the principal with the most hashes.
         hashes = max((principal.token_hashes for principal in principals.values()), key=len, default=())
         self._dummies = [dummy_hash(like) for like in hashes] or (dummy_hash(),)
@@ -151,7 +160,11 @@ class TokenVerifier:
         if split is None:
             done(Refusal(Failure.MALFORMED_TOKEN))
             return
-        self._add(_Check(digest, *split, source_of(source)), done)
+        check = _Check(digest, *split, source_of(source))
+        if self._is_wrong_at_sight(check):
+            done(self._refuse_at_sight(check))
+        else:
+            self._add(check, done)
 
     def digest(self, token: str) -> bytes:
         """Returns what stands for a token in memory: a digest that says nothing outside this process."""
@@ -172,6 +185,24 @@ class TokenVerifier:
             # Whose principal was removed need not wait for its turn to be told so.
             self._refuse(digest, Refusal(Failure.UNKNOWN_PRINCIPAL))
         return None
+
+    def _is_wrong_at_sight(self, check: _Check) -> bool:
+        """Whether fingerprints tell that a token is wrong. Also of a name that no principal has, some may fit."""
+        if not self._fingerprinted:
+            return False
+        hashes = self._hashes_of(check.name)
+        compared = (*hashes, *self._dummies[len(hashes) :])
+        return sum(hashed.may_match(check.secret) for hashed in compared) == 0  # looks at all of them, in any case
+
+    def _refuse_at_sight(self, check: _Check) -> Refusal:
+        wait_s = _bucket_of(self._guessing, check.source, now := self._clock()).take(now)
+        if wait_s:
+            return Refusal(Failure.TOO_MANY, retry_after_s=wait_s, of_source=True)
+        return self._refuse_wrong(check)
+
+    def _hashes_of(self, name: str) -> Sequence[TokenHash]:
+        principal = self._principals.get(name)
+        return principal.token_hashes if principal is not None else ()
 
     def _add(self, check: _Check, done: Callable[[Principal | Refusal], None]) -> None:
         """Adds a check to those that wait, or joins the one of the same token."""
@@ -233,8 +264,7 @@ class TokenVerifier:
             self._waiting.move_to_end(source)
         else:
             del self._waiting[source]
-        principal = self._principals.get(check.name)
-        hashes = tuple(principal.token_hashes) if principal is not None else ()
+        hashes = tuple(self._hashes_of(check.name))
         check.generation = self._generation
         self._running = True
         job = functools.partial(_compare, check.secret, hashes, tuple(self._dummies))
@@ -260,17 +290,16 @@ class TokenVerifier:
             self._waiting.setdefault(check.source, deque()).appendleft(check)  # its principal may have been added
         else:
             self._total.take(now)
-            self._count_wrong(check.source, now)
-            known = principal is not None and bool(principal.token_hashes)
-            failure = Failure.WRONG_TOKEN if known else Failure.UNKNOWN_PRINCIPAL
-            refusal = Refusal(failure, check.name if principal is not None else None)
-            self._refuse(check.digest, refusal)
-            self._answer(check, refusal)
+            _bucket_of(self._sources, check.source, now).take(now)
+            self._answer(check, self._refuse_wrong(check))
 
-    def _count_wrong(self, source: str, now: float) -> None:
-        bucket = self._sources.pop(source, None) or TokenBucket(WRONG_OF_SOURCE_PER_S, WRONG_OF_SOURCE, now)
-        _put(self._sources, source, bucket, MAX_SOURCES)
-        bucket.take(now)
+    def _refuse_wrong(self, check: _Check) -> Refusal:
+        """Remembers that a token is wrong, and returns what it is answered with."""
+        known = bool(self._hashes_of(check.name))
+        failure = Failure.WRONG_TOKEN if known else Failure.UNKNOWN_PRINCIPAL
+        refusal = Refusal(failure, check.name if check.name in self._principals else None)
+        self._refuse(check.digest, refusal)
+        return refusal
 
     def _refuse(self, digest: bytes, refusal: Refusal) -> None:
         _put(self._refused, digest, refusal, MAX_REFUSED)
@@ -309,6 +338,13 @@ def source_of(address: str) -> str:
     if found.version == 6 and mapped is None:
         return str(ipaddress.ip_network((found, 64), strict=False))
     return str(mapped or found)
+
+
+def _bucket_of(sources: OrderedDict[str, TokenBucket], source: str, now: float) -> TokenBucket:
+    """What a source may still send wrong; the one that has sent none for longest is forgotten."""
+    bucket = sources.get(source) or TokenBucket(WRONG_OF_SOURCE_PER_S, WRONG_OF_SOURCE, now)
+    _put(sources, source, bucket, MAX_SOURCES)
+    return bucket
 
 
 K = TypeVar("K")

@@ -134,10 +134,20 @@ METHODS = (
 )
 
 
-def answer(address: str, row: HttpRow, model: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
-    """Sends a request over a connection of its own; returns the status, the headers and the body of the answer."""
+def answer(
+    address: str, row: HttpRow, model: str, token: str | None, source: str = ""
+) -> tuple[int, dict[str, str], bytes]:
+    """Sends a request over a connection of its own; returns the status, the headers and the body of the answer.
+
+    Args:
+        address: of the gateway.
+        row: what to ask.
+        model: that it concerns.
+        token: the credential; None for none.
+        source: the address to ask from; empty for any.
+    """
     host, port = address.split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=STEP_S)
+    connection = http.client.HTTPConnection(host, int(port), timeout=STEP_S, source_address=(source, 0))
     try:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         body = row.body.encode() if row.method == "POST" else None

@@ -298,6 +298,23 @@ def test_the_health_of_a_model_needs_a_token(addresses: dict[str, str]) -> None:
     services.channel.close()
 
 
+FRESH = Who("fresh", (Role.INFER,))
+PROXY = "127.0.0.2"
+
+
+def test_a_token_that_was_never_used_is_served_beside_wrong_ones_of_the_same_address(
+    daemon: Locked, addresses: dict[str, str]
+) -> None:
+    daemon.admit(*PRINCIPALS, FRESH)
+    daemon.reload()
+    statuses = [answer(addresses["http"], INFER_ROW, "mine", f"fresh.{number}", PROXY)[0] for number in range(40)]
+    assert (statuses[0], statuses[-1]) == (401, 429)
+    assert answer(addresses["http"], INFER_ROW, "mine", FRESH.token, PROXY)[0] == 200
+    # The same wrong one again is no other one, and who has no limits left is told so by nobody else's.
+    assert answer(addresses["http"], INFER_ROW, "mine", "fresh.0", PROXY)[0] == 401
+    assert answer(addresses["http"], INFER_ROW, "mine", "fresh.other")[0] == 401
+
+
 INFER_ROW = next(row for row in PATHS if row.path == "/v2/models/MODEL/infer")
 LIMITED = Who("limited", (Role.INFER,), rate=0.5)
 

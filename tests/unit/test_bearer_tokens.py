@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from multitower.bearer_tokens import MAX_TOKEN, TokenHash, TokenHashError, dummy_hash, new_token, split_token
@@ -19,6 +21,27 @@ def test_a_hash_matches_the_secret_of_its_own_token_only() -> None:
     assert read.matches(secret)
     assert not read.matches(secret[:-1] + ("A" if secret[-1] != "A" else "B"))
     assert secret not in str(hashed)
+
+
+def test_a_fingerprint_tells_nearly_every_wrong_secret_apart() -> None:
+    token, hashed = new_token("a")
+    _, secret = split_token(token) or ("", "")
+    assert hashed.fingerprint is not None
+    assert f",f={hashed.fingerprint.hex()}$" in str(hashed)
+    for each in (hashed, TokenHash.parse(str(hashed))):
+        assert each.may_match(secret)
+        assert sum(each.may_match(f"{secret}{number}") for number in range(1000)) < 10
+    without = replace(hashed, fingerprint=None)
+    assert TokenHash.parse(str(without)) == without
+    assert without.matches(secret)
+    assert without.may_match("anything")
+
+
+def test_a_dummy_is_looked_at_as_what_it_is_like() -> None:
+    _, hashed = new_token("a")
+    for like in (None, hashed):
+        assert sum(dummy_hash(like).may_match(str(number)) for number in range(1000)) < 10
+    assert dummy_hash(replace(hashed, fingerprint=None)).may_match("anything")
 
 
 def test_equal_tokens_have_different_salts_and_no_token_matches_the_dummy() -> None:
@@ -51,6 +74,8 @@ def test_the_base64_of_a_hash_may_be_padded() -> None:
         ("hunter2", "must look like"),
         ("$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA", "must look like"),
         (f"$scrypt$ln=14,r=8,p=1${SALT}${DIGEST}\n", "must look like"),
+        (f"$scrypt$ln=14,r=8,p=1,f=9c3${SALT}${DIGEST}", "must look like"),
+        (f"$scrypt$ln=14,r=8,p=1,f=${SALT}${DIGEST}", "must look like"),
         (f"$scrypt$ln=9,r=8,p=1${SALT}${DIGEST}", "too weak"),
         (f"$scrypt$ln=14,r=0,p=1${SALT}${DIGEST}", "too weak"),
         (f"$scrypt$ln=14,r=8,p=0${SALT}${DIGEST}", "too weak"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from multitower.bearer_tokens import TokenHash, new_token
+from multitower.bearer_tokens import TokenHash, hash_secret, new_token
 from multitower.supervisor.config.principals import Principal, Role
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.security import tokens
@@ -286,8 +288,81 @@ def test_what_is_remembered_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyP
     assert len(Hash.compared) > compared
 
 
+# With fingerprints.
+
+
+@pytest.fixture
+def fingerprinted(scene: Scene) -> dict[str, TokenHash]:
+    """Principals a and b with hashes as `multitower keys new` makes them. The secret of each is its name."""
+    known = {name: hash_secret(name) for name in ("a", "b")}
+    scene.verifier.set_principals({name: principal(name, (hashed,)) for name, hashed in known.items()})
+    return known
+
+
+def wrong_secrets(hashed: TokenHash, fits: bool) -> Iterator[str]:
+    """Secrets that are wrong, and whose fingerprint is right or wrong."""
+    return (secret for number in itertools.count() if hashed.may_match(secret := f"wrong{number}") is fits)
+
+
+@pytest.mark.parametrize(
+    ("name", "failure"), [("a", WRONG), ("nobody", Refusal(Failure.UNKNOWN_PRINCIPAL))], ids=["known", "unknown"]
+)
+def test_a_wrong_token_is_refused_at_sight(
+    scene: Scene, fingerprinted: dict[str, TokenHash], name: str, failure: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "dummy_hash", lambda like: replace(like, fingerprint=b"no"))
+    scene.verifier.set_principals({"a": principal("a", (fingerprinted["a"],))})
+    secrets = wrong_secrets(fingerprinted["a"], False)
+    for _ in range(tokens.WRONG_OF_SOURCE):
+        token = f"{name}.{next(secrets)}"
+        for _ in range(2):  # the same one does not count again
+            scene.ask(token)
+            assert scene.pop() == [(token, failure)]
+    scene.ask(token := f"{name}.{next(secrets)}")
+    assert scene.pop() == [(token, Refusal(Failure.TOO_MANY, retry_after_s=2.0, of_source=True))]
+    scene.ask(token, "10.0.0.2:1")  # another source
+    assert scene.pop() == [(token, failure)]
+    assert not scene.jobs.most
+
+
+def test_a_right_token_is_compared_however_many_wrong_ones_its_source_has_sent(
+    scene: Scene, fingerprinted: dict[str, TokenHash]
+) -> None:
+    for secret in itertools.islice(wrong_secrets(fingerprinted["a"], False), 10 * tokens.MAX_WAITING):
+        scene.ask(f"a.{secret}")
+    assert not scene.jobs.most
+    scene.pop()
+    scene.ask("b.b")
+    assert len(scene.jobs.waiting) == 1
+    scene.jobs.finish()
+    assert scene.pop() == [("b.b", "b")]
+
+
+def test_who_has_found_out_a_fingerprint_is_limited_as_without(
+    scene: Scene, fingerprinted: dict[str, TokenHash], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TokenHash, "may_match", lambda _, secret: secret.startswith("found"))
+    monkeypatch.setattr(tokens, "_compare", lambda *_: None)
+    for number in range(tokens.WRONG_OF_SOURCE):
+        scene.ask(f"a.found{number}")
+        scene.run()
+    assert {outcome for _, outcome in scene.pop()} == {WRONG}
+    scene.ask("a.found")
+    assert scene.pop() == [("a.found", Refusal(Failure.TOO_MANY, retry_after_s=2.0, of_source=True))]
+
+
+def test_fingerprints_are_not_looked_at_while_one_is_missing(scene: Scene, fingerprinted: dict[str, TokenHash]) -> None:
+    known = fingerprinted | {"old": cheap("old")}
+    scene.verifier.set_principals({name: principal(name, (hashed,)) for name, hashed in known.items()})
+    scene.ask(f"a.{next(wrong_secrets(known['a'], False))}")
+    assert len(scene.jobs.waiting) == 1
+    scene.run()
+    assert [outcome for _, outcome in scene.pop()] == [WRONG]
+
+
 def test_real_hashes_in_a_real_thread() -> None:
     token, hashed = new_token("a")
+    hashed = replace(hashed, fingerprint=None)
     answers: list[Principal | Refusal] = []
     with contextlib.closing(BackgroundJobs()) as jobs:
         verifier = TokenVerifier(jobs, lambda: 0.0)
