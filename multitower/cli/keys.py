@@ -78,7 +78,9 @@ def _new_pair(name: str, folder: Path, *, server: bool, force: bool) -> None:
     click.echo(f"public key: {written.public_file}", err=True)
     if server:
         click.echo("the daemon's configuration, and below it what clients get as server_key:", err=True)
+        principals = written.secret_file.absolute().with_name("principals.yaml")
         click.echo(f"security:\n  curve:\n    secret_key: {written.secret_file.absolute()}")
+        click.echo(f"  principals: {principals}  # `multitower keys add` makes it")
         click.echo(f"# {written.public}")
     else:
         click.echo(_to_add(name, f"--public-key '{written.public}'"), err=True)

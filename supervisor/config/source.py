@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from multitower.account_names import user_name
 
 from .units import printable, short_repr
 
@@ -165,6 +168,8 @@ def read_file(path: Path) -> str:
         raise ConfigError([_missing_file(path)]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, PermissionError):
+            reason += f", for user {user_name(os.geteuid())}; its mode or that of a folder above it forbids it"
         temporary = isinstance(error, OSError) and may_pass(error)
         raise ConfigError([Problem(where, (), f"cannot be read: {reason}")], may_pass=temporary) from error
     if len(data) > MAX_FILE_BYTES:

@@ -64,8 +64,9 @@ class PrincipalsReload:
             before, self._in_force = self._in_force, principals
             self._access.apply(principals)
             changes = differences(before, principals)
-            if any(changes.values()):
-                event(log, logging.INFO, "principals changed", number=len(principals.by_name), **changes)
+            fields = {change: ",".join(names) or None for change, names in changes.items()}
+            if any(fields.values()):
+                event(log, logging.INFO, "principals changed", number=len(principals.by_name), **fields)
 
     def take_changes(self) -> dict[str, Any] | None:
         """Returns who was `added`, `removed` and `changed` since the last call, and the `number` in force.

@@ -146,7 +146,12 @@ def test_the_keys_of_a_daemon_come_with_its_configuration(tmp_path: Path) -> Non
     result = run("new", "--server", "gpus", "--out", tmp_path)
     pair = read_secret_file(tmp_path / "gpus.key_secret")
     configuration = YAML(typ="safe", pure=True).load(result.stdout)
-    assert configuration == {"security": {"curve": {"secret_key": str(tmp_path / "gpus.key_secret")}}}
+    assert configuration == {
+        "security": {
+            "curve": {"secret_key": str(tmp_path / "gpus.key_secret")},
+            "principals": str(tmp_path / "principals.yaml"),
+        }
+    }
     assert pair.public in result.stdout
 
 

@@ -114,5 +114,5 @@ def test_a_reload_says_who_was_added_removed_and_changed(caplog: pytest.LogCaptu
     assert scene.reload.take_changes() == {"number": 2, "added": ["third"], "removed": ["first"], "changed": []}
     assert scene.reload.take_changes() == {"number": 2, "added": [], "removed": [], "changed": []}
     fields = [record.__dict__["fields"] for record in caplog.records]
-    assert fields[1] == {"number": 2, "added": ["third"], "removed": ["first"], "changed": []}
+    assert fields[1] == {"number": 2, "added": "third", "removed": "first"}
     assert len(fields) == 4
