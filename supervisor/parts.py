@@ -168,9 +168,9 @@ class Parts:
             dispatch=settings.dispatch,
             unread=self._unread,
         )
-        self.router.set_labels(settings.labels)
+        self.router.models.set_labels(settings.labels)
         for spec in settings.unloaded:
-            self.router.close_model(spec.name)
+            self.router.models.close_model(spec.name)
         self.tracing = Tracing(self.settings, self.router.observers)
         self._stack.callback(self._close_tracing)
         self.request_log = RequestLog(self.router, self.settings)

@@ -199,7 +199,7 @@ class Recorder:
             self._bytes -= kept.size
         else:
             if not kept.description["signature_name"]:
-                report = self._router.report(request.plan.model, request.version)
+                report = self._router.models.report(request.plan.model, request.version)
                 kept.description["signature_name"] = report.signature if report is not None else ""
             recording.answered.append(kept)
         self._end_if_complete(recording)

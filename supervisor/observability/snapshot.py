@@ -237,7 +237,7 @@ class SnapshotReader:
             version=self._version,
             compiled=self._compiled,
             versions=[each for model in scheduler.models for each in self._copy_versions(model)],
-            removed=[_copy_statistics(model, "", each) for model, each in router.removed_statistics.items()],
+            removed=[_copy_statistics(model, "", each) for model, each in router.models.removed_statistics.items()],
             queues=[self._copy_queue(model, now) for model in scheduler.models],
             slots=self._copy_slots(now),
             refused=router.refused.without_model(),
@@ -259,8 +259,10 @@ class SnapshotReader:
 
     def _copy_versions(self, model: str) -> list[VersionSnapshot]:
         """Copies the counters of each version that is served or has been counted; those without a request are 0."""
-        counted = {number: each for number, each in self._router.statistics[model].items() if number or each.fail.count}
-        counted |= {number: _NOTHING for number in self._router.versions(model) if number not in counted}
+        counted = {
+            number: each for number, each in self._router.models.statistics[model].items() if number or each.fail.count
+        }
+        counted |= {number: _NOTHING for number in self._router.models.versions(model) if number not in counted}
         return [_copy_statistics(model, number, statistics) for number, statistics in counted.items()]
 
     def _copy_queue(self, model: str, now: float) -> QueueSnapshot:

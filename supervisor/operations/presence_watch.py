@@ -314,7 +314,7 @@ class PresenceWatch:
         before = context.settings.current
         for name in names:
             if name in context.router.scheduler.models:
-                context.router.open_model(name)
+                context.router.models.open_model(name)
         for slot in context.manager.slots:
             slot.short_of_resources = slot.killed_while_loading = False
         available = context.manager.available_bytes

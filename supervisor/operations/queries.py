@@ -86,7 +86,7 @@ class Queries:
             return {"name": name, "ready": self._is_model_ready(name, report, header)}
         if report is None:
             raise self._not_loaded(name)
-        served = self._router.versions(name)
+        served = self._router.models.versions(name)
         return model_metadata(report, served) if kind == wire.MODEL_METADATA else model_config(report, served)
 
     def _model_status(self, header: dict[str, Any], now: float) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Queries:
             raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
         rows = self._status.report_model(name, now)
         if label:
-            labels = self._router.labels(name)
+            labels = self._router.models.labels(name)
             if label not in labels:
                 message = f"{name!r} has no version label {label[:128]!r}"
                 raise make(Reason.VERSION_UNKNOWN, message, field="parameters.version_label")
@@ -132,10 +132,10 @@ class Queries:
         Raises:
             MultitowerError: the header names no model, or the model or the version is unknown.
         """
-        return self._router.find_report(_read_name(header), *parse_version(header))
+        return self._router.models.find_report(_read_name(header), *parse_version(header))
 
     def _statistics(self, header: dict[str, Any]) -> dict[str, Any]:
-        versions = {name: self._router.versions(name) or [""] for name in self._settings.model_names}
+        versions = {name: self._router.models.versions(name) or [""] for name in self._settings.model_names}
         if "model_name" in header:
             name, report = _read_name(header), self.find_report(header)
             if report is not None and any(parse_version(header)):
@@ -144,7 +144,7 @@ class Queries:
                 versions = {name: versions.get(name, [""])}
         return {
             "model_stats": [
-                self._router.statistics[name][version].to_json(name, version)
+                self._router.models.statistics[name][version].to_json(name, version)
                 for name, of_model in versions.items()
                 for version in of_model
             ]

@@ -155,18 +155,18 @@ class Reload:
         self._order.on_defect = self._abandon
         router, new = self._router, self._new
         for name, limits in new.limits.items():
-            router.set_model(name, limits, new.timeouts[name])
+            router.models.set_model(name, limits, new.timeouts[name])
             # A label that moves stands for its former version until all slots have loaded the new one.
             both = (self._old.labels.get(name, {}), new.labels.get(name, {}))
             labels = {label: [labels[label] for labels in both if label in labels] for label in both[0] | both[1]}
-            router.set_label_candidates(name, labels)
+            router.models.set_label_candidates(name, labels)
         for name in _names(new.unloaded):
-            router.close_model(name)
+            router.models.close_model(name)
         for name in router.scheduler.unloaded_models & _names(new.worker_settings.models):
-            router.open_model(name)
+            router.models.open_model(name)
         router.scheduler.set_dispatch(new.dispatch)
         router.unread.set_limits(new.config.max_unread_bytes, new.config.unread_timeout)
-        router.models_to_remove = set(self._old.limits) - set(new.limits)
+        router.models.to_remove = set(self._old.limits) - set(new.limits)
         # Until slots have the new models, workers that are restarted load the old ones.
         self._manager.apply_settings(
             replace(new.worker_settings, models=self._old.worker_settings.models)
@@ -273,7 +273,7 @@ class Reload:
 
     def _restore(self) -> None:
         settings = self._settings.current
-        self._router.models_to_remove = set()
+        self._router.models.to_remove = set()
         self._manager.apply_settings(settings.worker_settings)
         self._settle_models(settings)
 
@@ -286,13 +286,13 @@ class Reload:
             *settings.unloaded,
             *settings.waiting_models,
         ]
-        router.models_to_remove = set()
-        router.retain_models(_names(specs))
+        router.models.to_remove = set()
+        router.models.retain_models(_names(specs))
         self._close_unloaded(settings)
         # Workers may have failed to load models that were not configured yet, and models may have waited for
         # replacements that were withdrawn.
         manager.update_availability()
-        router.set_labels(settings.labels)
+        router.models.set_labels(settings.labels)
         self._settings.models = [
             spec
             for name in sorted(_names(specs), key=_position_of(new))
@@ -312,10 +312,10 @@ class Reload:
         router, unloaded = self._router, _names(settings.unloaded)
         for name in unloaded | router.scheduler.unloaded_models:
             if name not in unloaded or any(slot.serves(name) for slot in self._manager.slots):
-                router.open_model(name)
+                router.models.open_model(name)
             else:
-                router.close_model(name)
-                router.finish_unload(name)
+                router.models.close_model(name)
+                router.models.finish_unload(name)
 
 
 def _names(specs: Iterable[ModelSpec]) -> set[str]:

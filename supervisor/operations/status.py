@@ -161,10 +161,10 @@ class StatusReporter:
     def _model_rows(self, name: str, refused: Mapping[str, str], now: float) -> list[dict[str, Any]]:
         specs = (spec for spec in self._settings.models if spec.name == name)
         configured = {spec.version for spec in specs if spec.version is not None}
-        served = self._router.versions(name)
+        served = self._router.models.versions(name)
         versions: list[str | None] = [*sorted({*served, *configured, *refused}, key=int)] or [None]
         rows = [self._version_row(name, version, refused.get(version or ""), now) for version in versions]
-        labels = self._router.labels(name)
+        labels = self._router.models.labels(name)
         for row in rows:
             row["labels"] = [label for label, version in labels.items() if row["version"] == version]
         rows[-1]["labels_not_served"] = {label: version for label, version in labels.items() if version not in served}
@@ -307,8 +307,8 @@ class StatusReporter:
         if self._readiness.is_loading(name, version):
             refused = None  # that was an earlier try
         waiting = self._router.scheduler.waiting(name)
-        report = self._router.report(name, version) if version is not None else None
-        statistics = self._router.statistics[name].get(version or "") or _NO_STATISTICS
+        report = self._router.models.report(name, version) if version is not None else None
+        statistics = self._router.models.statistics[name].get(version or "") or _NO_STATISTICS
         p50, p99 = statistics.latency.percentiles_ms(now, (0.5, 0.99))
         ready = self._readiness.ready_slots(name, version)
         max_batch_size = next(spec.max_batch_size for spec in self._settings.models if spec.name == name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from multitower import batch_results, wire, worker_wire
@@ -33,6 +33,7 @@ from .observers import RequestObserver, record_run
 from .recent import RefusedRequests
 from .request_plans import RequestPlanner
 from .routes import Route, models_of_towers
+from .served_models import ServedModels
 from .statistics import BatchTimes, ModelStatistics
 from .unread import UnreadReplies
 from .worker_connection import WorkerConnection, WorkerProtocolError
@@ -55,15 +56,13 @@ class Router:
         fronts: the sockets that clients connect to.
         scheduler: the queues, the workers' load and the open requests.
         planner: the models as clients may ask for them.
-        statistics: by model name and version.
-        removed_statistics: by model name, of all versions that are not served any more.
+        models: adds, changes and removes models and their versions, and has their statistics.
         routes: to each worker that serves.
         worker_totals: what the workers of each slot have done, by its number.
         batching: what workers have found out about how models may be batched.
         unread: as given.
         refused: requests that got an error without having been queued.
         observers: get the requests that they choose, when these are accepted and once they have their answers.
-        models_to_remove: models that are refused as unknown once their last worker is withdrawn.
     """
 
     def __init__(
@@ -79,13 +78,10 @@ class Router:
         self.refused = RefusedRequests()
         self.planner = RequestPlanner(timeouts, self.scheduler.refusal_for_new_request, self.refused)
         self.fronts: list[FrontSocket] = []
-        self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
-        self.removed_statistics: dict[str, ModelStatistics] = {}
+        self._statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.routes: dict[Worker, Route] = {}
         self.worker_totals: dict[int, WorkerTotals] = {}
         self.batching = BatchingFindings(self.scheduler, self.planner, self.routes)
-        self.models_to_remove: set[str] = set()
-        self._removals_due: set[str] = set()  # models to remove once no worker has them any more
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
         self.unread = unread or UnreadReplies()
         self.observers: list[RequestObserver] = []
@@ -93,7 +89,10 @@ class Router:
             self.scheduler, self.planner, max_message_size, self.unread, self.refused, self._errors, self.observers
         )
         self._clients = Clients(
-            self.scheduler, self._admission, self.planner, self.statistics, self._errors, self.refused, self.observers
+            self.scheduler, self._admission, self.planner, self._statistics, self._errors, self.refused, self.observers
+        )
+        self.models = ServedModels(
+            self.scheduler, self.planner, self.routes, self._statistics, self.refused, self._clients.send_replies
         )
 
     # Clients.
@@ -131,77 +130,6 @@ class Router:
         self._admission.draining = True
         self._admission.drained_last = last
 
-    # Models.
-
-    def set_model(self, name: str, limits: QueueLimits, timeout_s: float) -> None:
-        """Adds a model, or changes the limits of its queue and the longest time of its requests."""
-        self._removals_due.discard(name)
-        self.scheduler.set_limits(name, limits)
-        self.planner.set_timeout(name, timeout_s)
-        self.statistics.setdefault(name, defaultdict(ModelStatistics))
-
-    def set_labels(self, labels: Mapping[str, Mapping[str, str]]) -> None:
-        """Sets the version labels of all models: by model name, the version that each label names."""
-        for name in self.scheduler.models:
-            self.planner.set_labels(name, {label: [version] for label, version in labels.get(name, {}).items()})
-
-    def set_label_candidates(self, model: str, labels: Mapping[str, Sequence[str]]) -> None:
-        """Sets for each label of a model its versions; it names the first of them that is served."""
-        self.planner.set_labels(model, labels)
-
-    def labels(self, model: str) -> dict[str, str]:
-        """The version that each label of the model names, served or not."""
-        return self.planner.catalog.labels(model)
-
-    def versions(self, model: str) -> list[str]:
-        """The served versions of the model, ascending."""
-        return self.planner.catalog.versions(model)
-
-    def report(self, model: str, version: str) -> ModelReport | None:
-        """The description of a served version, or None."""
-        return self.planner.catalog.report(model, version)
-
-    def find_report(self, model: str, version: str, label: str) -> ModelReport | None:
-        """The description that requests for this model, version and label are checked against.
-
-        See `RequestPlanner.find_report`.
-        """
-        return self.planner.find_report(model, version, label)
-
-    def retain_models(self, names: Collection[str]) -> None:
-        """Removes all other models; what waits for them is answered.
-
-        A model that a worker still serves, and may be executing, is removed when its last worker is.
-        """
-        self._removals_due = {name for name in self.scheduler.models if name not in names}
-        self._remove_due_models()
-
-    def _remove_due_models(self) -> None:
-        served = {name for worker in self.routes for name in worker.serves}
-        for name in self._removals_due - served:
-            self._removals_due.discard(name)
-            self.planner.remove_model(name)
-            self.scheduler.remove_model(name)
-            self._clients.send_replies()  # before the statistics, which count them, are removed
-            del self.statistics[name]
-            self.removed_statistics.pop(name, None)
-            self.refused.remove_model(name)
-
-    def close_model(self, name: str) -> None:
-        """Refuses new requests for a model that will be unloaded; accepted ones still get their answers."""
-        self.scheduler.close_model(name)
-
-    def open_model(self, name: str) -> None:
-        """Accepts requests for a model that is loaded, or will be."""
-        self.scheduler.open_model(name)
-
-    def finish_unload(self, name: str) -> None:
-        """Removes the versions of a closed model that no worker has any more; what waits for it is answered."""
-        self.scheduler.mark_unavailable(name, "it was unloaded")
-        self.planner.remove_versions(name)
-        self._clients.send_replies()  # before the statistics, which count them, end
-        self._end_statistics(name)
-
     # Workers.
 
     def add_worker(
@@ -235,7 +163,7 @@ class Router:
                 by_model.setdefault(report.name, []).append(report)
         served: dict[tuple[str, str], Served] = {}
         for name, of_model in by_model.items():
-            served.update(self._admit_versions(of_model, generations))
+            served.update(self.models.admit_versions(of_model, generations))
             self.scheduler.mark_available(name)
         models = models_of_towers(towers, by_model, served)
         batch_times, totals = BatchTimes(), self.worker_totals.setdefault(slot, WorkerTotals())
@@ -248,56 +176,6 @@ class Router:
             self.routes[route.worker] = route
         self._routes_by_connection[connection] = routes[0]
         return routes[0]
-
-    def _admit_versions(
-        self, reports: Sequence[ModelReport], generations: Mapping[tuple[str, str], int]
-    ) -> dict[tuple[str, str], Served]:
-        """Admits requests for the versions of one model, the newest last; returns what they are served as."""
-        return {
-            report.key: self.planner.add_version(
-                report, newest=report is reports[-1], generation=generations.get(report.key, 0)
-            )
-            for report in reports
-        }
-
-    def withdraw_versions(self, route: Route, coming: Collection[tuple[str, str]] = ()) -> None:
-        """Refuses new requests for versions that only this worker process serves; it can still run those that wait.
-
-        Args:
-            route: to the process.
-            coming: models and versions that a worker which is being started will serve.
-        """
-        others = [worker for worker in self.routes if worker not in route.workers and not worker.retiring]
-        kept = {key for worker in others for key in worker.versions}.union(coming)
-        for model in route.worker.serves:
-            if model in self.scheduler.models:
-                versions = {version for name, version in kept if name == model}
-                self._retain_versions_of(model, versions)
-                if model in self.models_to_remove and not versions:
-                    self.planner.remove_model(model)
-
-    def retain_versions(self, keys: Collection[tuple[str, str]]) -> None:
-        """Removes all other versions of the models that occur in `keys`; what waits for them is answered.
-
-        Args:
-            keys: the models and versions that are served, or will be.
-        """
-        for model in self.scheduler.models:
-            versions = {version for name, version in keys if name == model}
-            if versions and not versions.issuperset(self.planner.catalog.versions(model)):
-                self._retain_versions_of(model, versions)
-                self.scheduler.refuse_versions(model, versions)
-
-    def _retain_versions_of(self, model: str, versions: Collection[str]) -> None:
-        self.planner.retain_versions(model, versions)
-        self._end_statistics(model)
-
-    def _end_statistics(self, model: str) -> None:
-        """Ends the statistics of each version that is not served any more."""
-        statistics = self.statistics[model]
-        # Those without a version count requests that no version has answered, which goes on.
-        for version in statistics.keys() - {"", *self.planner.catalog.versions(model)}:
-            self.removed_statistics.setdefault(model, ModelStatistics()).add_removed(statistics.pop(version))
 
     def remove_worker(
         self, route: Route, now: float, *, crashed: bool, begun: Sequence[int], death: Death | None = None
@@ -323,9 +201,11 @@ class Router:
             if left and all(other.worker.serves[model][:2] != newest for other in left):
                 # Requests must be checked against what is served, which is not what was added last.
                 versions = left[-1].worker.versions.items()
-                self._admit_versions(left[-1].reports[model], {key: served.generation for key, served in versions})
+                self.models.admit_versions(
+                    left[-1].reports[model], {key: served.generation for key, served in versions}
+                )
         suspect_to_blame = self.scheduler.remove_process(route.worker, now, crashed=crashed, begun=begun, death=death)
-        self._remove_due_models()
+        self.models.remove_due()
         return suspect_to_blame
 
     # Results.
@@ -392,7 +272,7 @@ class Router:
         route.batch_times.add(now, now - batch.started, batch.rows)
         route.totals.add(now - batch.started, batch.rows)
         batches = 1 if batch.key.max_batch_size else len(answers)
-        self.statistics[batch.key.spec.model][batch.requests[0].version].count_batches(
+        self._statistics[batch.key.spec.model][batch.requests[0].version].count_batches(
             batches, batch.rows, len(answers), timing.assemble_ns, timing.compute_ns, timing.slice_ns
         )
 
@@ -421,7 +301,7 @@ class Router:
         self._admission.regions.close_idle(now)
         self.unread.tick(now)
         self.refused.tick(now)
-        for of_model in self.statistics.values():
+        for of_model in self._statistics.values():
             for statistics in of_model.values():
                 statistics.tick(now)
         running = dict.fromkeys(self.worker_totals, 0.0)

@@ -51,7 +51,7 @@ class Availability:
             if cause is not None:
                 self._scheduler.mark_unavailable(name, cause)
         if not self._replacements.active:  # it may roll back to the former versions
-            self._router.retain_versions(self._versions())
+            self._router.models.retain_versions(self._versions())
 
     def _why_unavailable(self, name: str) -> str | None:
         """Why no slot serves or will serve the model; None if one will."""

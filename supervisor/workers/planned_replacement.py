@@ -194,7 +194,7 @@ class Replacer:
             if replacement.remove and will_be_relieved(self._slots.slots, slot):
                 return
             expected = self._expected_versions(replacement)
-            self._router.withdraw_versions(old.route, expected)
+            self._router.models.withdraw_versions(old.route, expected)
             if replacement.draining_since is None:
                 replacement.draining_since = now
             if self._scheduler.is_needed(worker, {name for name, _ in expected}, replacement.draining_since):

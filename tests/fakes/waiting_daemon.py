@@ -46,7 +46,7 @@ class Daemon:
         for slot, placement in zip(self.manager.slots, made.placements, strict=True):
             slot.specs, slot.placement = placement.select_models(made.worker_settings.models), placement
         for name, limits in made.limits.items():
-            self.scene.router.set_model(name, limits, made.timeouts[name])
+            self.scene.router.models.set_model(name, limits, made.timeouts[name])
         self.operations = Operations(self.scene, made, self._read)
         self.bad: dict[str, tuple[str, bool]] = {}
         self.killing: set[str] = set()

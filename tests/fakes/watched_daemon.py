@@ -54,8 +54,8 @@ class Daemon:
         self.orders, self.models = self.operations.orders, self.operations.model_orders
         self.watch = self.operations.watch
         for name, limits in made.limits.items():
-            router.set_model(name, limits, made.timeouts[name])
-        router.set_labels(made.labels)
+            router.models.set_model(name, limits, made.timeouts[name])
+        router.models.set_labels(made.labels)
         self._first_models = made.worker_settings.models
         self._first_processes = list(self.scene.launched)
         for process in self._first_processes:

@@ -29,7 +29,7 @@ def find(scene: Scene, process: WorkerProcess, signature: str = "", version: str
 
 
 def described(scene: Scene) -> ModelReport:
-    report = scene.router.report("m", "1")
+    report = scene.router.models.report("m", "1")
     assert report is not None
     return report
 

@@ -237,32 +237,34 @@ def test_counts_without_a_version_stay_when_a_version_is_unloaded() -> None:
     router = Router({"m": QueueLimits(100, 1 << 20)}, {"m": 60.0}, 1 << 20)
     reports = [ModelReport(name="m", max_batch_size=4, version=version) for version in ("3", "4")]
     route = router.add_worker(0, "cpu:0", cast(WorkerConnection, None), reports, {}, 1.0)
-    unanswered, answered = (router.statistics["m"].setdefault(version, ModelStatistics()) for version in ("", "3"))
+    unanswered, answered = (
+        router.models.statistics["m"].setdefault(version, ModelStatistics()) for version in ("", "3")
+    )
     unanswered.count_failure(Reason.DEADLINE, 0.001, 0.0)
     answered.count_failure(Reason.MODEL_ERROR, 0.001, 0.0)
-    router.withdraw_versions(route)
-    assert router.statistics["m"] == {"": unanswered}
-    assert router.removed_statistics["m"].errors.total == {Reason.MODEL_ERROR: 1}
+    router.models.withdraw_versions(route)
+    assert router.models.statistics["m"] == {"": unanswered}
+    assert router.models.removed_statistics["m"].errors.total == {Reason.MODEL_ERROR: 1}
 
 
 def test_the_counts_of_an_unloaded_model_end(tmp_path: Path) -> None:
     daemon = DaemonScene(tmp_path, [("m",)])
     router = daemon.scene.router
     request = daemon.scene.submit(rows=1)
-    router.statistics["m"]["1"].count_success(3, 0.001, 0.002)
+    router.models.statistics["m"]["1"].count_success(3, 0.001, 0.002)
     for process in list(daemon.scene.manager.slots):
         daemon.scene.die(daemon.scene.process(process.number))
-    router.close_model("m")
-    router.finish_unload("m")
+    router.models.close_model("m")
+    router.models.finish_unload("m")
     assert request.answered
     snapshot = daemon.operations.snapshots.take(daemon.scene.now)
     assert not snapshot.versions
     names = samples(text_of(replace(snapshot, compatibility=())))
     assert not [name for name in names if 'version="1"' in name]
     for _ in range(2):
-        removed = router.removed_statistics["m"]
+        removed = router.models.removed_statistics["m"]
         assert (removed.rows, removed.fail.count) == (3, 1), "what has no versions still counts them"
-        router.finish_unload("m")
+        router.models.finish_unload("m")
 
 
 def test_usual_outcomes_are_there_before_the_first_request(tmp_path: Path) -> None:

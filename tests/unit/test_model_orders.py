@@ -384,7 +384,7 @@ def test_orders_are_carried_out_one_after_the_other(daemon: DaemonScene) -> None
 def test_a_model_that_a_worker_still_serves_is_removed_when_that_worker_is(daemon: DaemonScene) -> None:
     scene = daemon.scene
     scene.submit(model="n")
-    scene.router.retain_models({"m"})
+    scene.router.models.retain_models({"m"})
     assert "n" in scene.router.scheduler.models
     scene.answer(scene.process(0))
     assert [type(answer) for answer in scene.replies()] == [list]

@@ -198,7 +198,7 @@ def test_a_defect_while_a_reload_is_applied_ends_it_and_the_next_one_is_carried_
     daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(daemon.scene.router, "set_labels", defect)
+        patched.setattr(daemon.scene.router.models, "set_labels", defect)
         daemon.configure(m=2)
         assert reasons([daemon.carry_out("reload")]) == ["internal_error"]
     daemon.configure(m=3)
@@ -246,7 +246,7 @@ def test_a_defect_in_a_reload_keeps_the_models_that_it_was_to_remove(
     with monkeypatch.context() as patched:
         fail_second_replacement(daemon, patched, in_progress=False)
         assert reasons([daemon.carry_out("reload")]) == ["internal_error"]
-    assert daemon.scene.router.models_to_remove == set()
+    assert daemon.scene.router.models.to_remove == set()
     daemon.scene.submit(model="n")
     daemon.scene.settle()
     assert [type(answer) for answer in daemon.scene.replies()] == [list]

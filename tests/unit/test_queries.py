@@ -122,7 +122,7 @@ def test_the_status_of_one_model_has_its_versions(tmp_path: Path, sampler: Sampl
     planner, queries, now = daemon.scene.router.planner, daemon.operations.queries, daemon.scene.now
     (report,) = planner.catalog.newest.values()
     planner.add_version(replace(report, version="12"), newest=False, generation=1)
-    daemon.scene.router.set_labels({"m": {"stable": "12", "canary": "13"}})
+    daemon.scene.router.models.set_labels({"m": {"stable": "12", "canary": "13"}})
 
     def versions(**header: object) -> list[str | None]:
         answer = queries.answer(wire.STATUS, {"model_name": "m", **header}, now)

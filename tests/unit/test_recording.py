@@ -34,9 +34,7 @@ class FakeRouter:
 
     def __init__(self) -> None:
         self.observers: list[Any] = []
-
-    def report(self, _model: str, _version: str) -> Any:
-        return SimpleNamespace(signature="serving_default")
+        self.models = SimpleNamespace(report=lambda *_: SimpleNamespace(signature="serving_default"))
 
 
 class Scene:

@@ -217,7 +217,7 @@ def test_a_replacement_that_fails_is_reported_and_its_slot_serves_again(
     scene = serving(1, fits=fits)
     scene.submit()
     owner: Any = {
-        "withdraw_versions": scene.router,
+        "withdraw_versions": scene.router.models,
         "is_needed": scene.router.scheduler,
         "retire": scene.router.scheduler,
         "handle_event": scene.manager._slots,
@@ -245,7 +245,7 @@ def test_a_worker_told_to_end_by_a_failed_replacement_gets_no_batch(monkeypatch:
     scene = serving(1, retry=0)
     old = scene.process()
     scene.order(specs=(spec(2),))
-    monkeypatch.setattr(scene.router, "withdraw_versions", fail)
+    monkeypatch.setattr(scene.router.models, "withdraw_versions", fail)
     new = scene.serve(scene.next_process())
     assert child(old).told_to_end
     for _ in range(2):
