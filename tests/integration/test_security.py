@@ -165,7 +165,7 @@ def by_key(daemon: Locked, name: str) -> Asker:
     return Asker(daemon.tcp, daemon.keys[name], daemon.server)
 
 
-def check_front(asker: Asker, who: Who) -> None:
+def check_front(asker: Asker, who: Who | None) -> None:
     """Asks for everything at an endpoint for clients, and compares with the table."""
     refusals: dict[tuple[str, str], set[str]] = {}
     for operation, model in itertools.product(OPERATIONS.values(), ASKED):
@@ -431,6 +431,17 @@ def test_roles_and_models_change_on_a_connection_that_is_open(daemon: Locked, cl
     finally:
         daemon.reload(daemon.entries)
     assert asker.ask(wire.METRICS, {}) == "ok"
+
+
+def test_over_tcp_a_key_that_was_removed_opens_what_is_open_to_all(daemon: Locked, closing: Open) -> None:
+    revoked = closing(by_key(daemon, "everything"))
+    assert revoked.ask(wire.STATUS, {}) == "ok"
+    try:
+        daemon.reload([entry for entry in daemon.entries if entry["name"] != "everything"])
+        check_front(revoked, None)
+    finally:
+        daemon.reload(daemon.entries)
+    assert revoked.ask(wire.STATUS, {}) == "ok"
 
 
 def test_a_principal_is_out_although_the_reload_waits_for_an_order(daemon: Locked, closing: Open) -> None:
