@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import abc
 import errno
+import os
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -213,6 +215,19 @@ class PathListener(StreamListener):
         """Stops listening, and removes the path; in a folder that cannot be written it stays."""
         super().close()
         self._path.release()
+
+
+def socket_inode(descriptor: int) -> int | None:
+    """The inode of the socket that a descriptor refers to: each socket has another one.
+
+    Returns:
+        None if it refers to no socket: the connection has been closed, and another file may have its number by now.
+    """
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_ino if stat.S_ISSOCK(status.st_mode) else None
 
 
 def _close(connection: socket.socket) -> None:

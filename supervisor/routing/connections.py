@@ -10,16 +10,19 @@ from __future__ import annotations
 import logging
 import os
 import select
-import stat
 from typing import Final
 
 from ..loop.log import event
-from .acceptor import Acceptor
+from .acceptor import Acceptor, socket_inode
 
 log = logging.getLogger("multitower.router")
 
-BACKLOG: Final = 100
-"""Clients that may wait at one endpoint, as libzmq has it by default."""
+BACKLOG: Final = 1024
+"""Clients that may wait at one endpoint. The kernel lets more of them wait longer and longer until they try again, and
+of a client that sends nothing first, it may forget that it is connected."""
+
+CROWDED: Final = 0.9
+"""Share of the places that are taken from which on a handshake must be fast; see `handshake_watch`."""
 
 SMALL_BACKLOG: Final = 8
 """The same where few descriptors are left for those that are accepted at one time."""
@@ -63,6 +66,11 @@ class Connections:
     def open(self) -> int:
         """Connections that are open, as far as it has been noticed; see `tick`."""
         return len(self._sockets)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether others wait for a place, or soon will."""
+        return self.paused or len(self._sockets) >= CROWDED * self.maximum
 
     def set_limits(self, maximum: int, backlog: int) -> None:
         """Applies other limits; connections that are open stay open."""
@@ -115,14 +123,14 @@ class Connections:
         count = len(self._unchecked) if full else max(256, len(self._sockets) // 4)
         for _ in range(min(count, CHECKED_AT_ONCE, len(self._unchecked))):
             descriptor = self._unchecked.pop()
-            if _inode(descriptor) != self._sockets.get(descriptor):
+            if socket_inode(descriptor) != self._sockets.get(descriptor):
                 self._sockets.pop(descriptor, None)
         self._update()
 
     def _count(self) -> None:
         for listener in self._listeners.values():
             for descriptor in listener.read_accepted():
-                inode = _inode(descriptor)
+                inode = socket_inode(descriptor)
                 if inode is not None:  # otherwise it has been closed already
                     self._sockets[descriptor] = inode
 
@@ -173,16 +181,3 @@ class Connections:
     def close(self) -> None:
         """Ends the watching of listeners. They must have been removed."""
         self._epoll.close()
-
-
-def _inode(descriptor: int) -> int | None:
-    """The inode of the socket that a descriptor refers to: each socket has another one.
-
-    Returns:
-        None if it refers to no socket: the connection has been closed, and another file may have its number by now.
-    """
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_ino if stat.S_ISSOCK(status.st_mode) else None

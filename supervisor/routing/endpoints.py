@@ -149,11 +149,11 @@ class Endpoints:
                 connections=connections,
                 entrance=LocalEntrance(access) if access is not None else None,
             )
-            self._open_tcp: Callable[[str], FrontSocket]
+            self._open_tcp: Callable[[str], FrontSocket] | None = None
             if access is None:
                 listen_on_tcp = functools.partial(TcpListener, self.context, peer_timeout_s)
                 self._open_tcp = functools.partial(self._open_ipc, listen=listen_on_tcp)
-            else:
+            elif curve is not None:
                 self._open_tcp = functools.partial(
                     RouterFront,
                     self.context,
@@ -209,7 +209,11 @@ class Endpoints:
 
     def _open(self, endpoint: str) -> FrontSocket:
         """Binds an endpoint of `listen`."""
-        return self._open_ipc(endpoint) if endpoint.startswith(IPC) else self._open_tcp(endpoint)
+        if endpoint.startswith(IPC):
+            return self._open_ipc(endpoint)
+        if self._open_tcp is None:
+            raise OSError(f"cannot listen on {endpoint}: with security, an endpoint over tcp needs security.curve")
+        return self._open_tcp(endpoint)
 
     def _wait_for(self, endpoint: str, cause: str) -> None:
         if self.missing.get(endpoint) != cause:

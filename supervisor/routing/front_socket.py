@@ -30,6 +30,9 @@ MAX_HOPS = 16
 MAX_FRAMES = MAX_HOPS + 4 + wire.MAX_INPUTS + 1
 """Frames of a message that are kept: one more than any valid one has, so that a message with too many is noticed."""
 
+LOG_EVERY_S = 10.0
+"""Seconds from one line of the log about connections that are closed to the next."""
+
 
 def internal_error() -> MultitowerError:
     """The error for a request that met a defect of multitower; the caller logs the traceback."""

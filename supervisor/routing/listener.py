@@ -18,6 +18,10 @@ connections that it has accepted. So the daemon puts a valve before libzmq:
 While the valve is open, libzmq reports each connection to its monitor. The queue to it holds `MONITOR_QUEUE` events;
 when it is full, libzmq's thread waits until the daemon reads. So even if the daemon does not run for a while and cannot
 close the valve, libzmq accepts only that many connections more.
+
+The daemon ends connections that do not shake hands in time, sooner than libzmq where others wait
+(`handshake_watch.py`). libzmq's monitor does not tell which connection has shaken hands: its events name the daemon's
+own address. The kernel tells how much a client has acknowledged, and the last part of a handshake is the daemon's.
 """
 
 from __future__ import annotations
@@ -26,14 +30,16 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 import zmq
 
 from multitower import frames
 
-from .acceptor import Acceptor
+from .acceptor import Acceptor, socket_inode
+from .handshake_watch import HandshakeWatch
 from .tcp_listener import WATCH_S, monitor_address, monitor_value
 
 MONITOR_QUEUE: Final = 1001
@@ -44,6 +50,24 @@ ACCEPT_MS: Final = 2
 
 SPIN_S: Final = 0.0003
 """Seconds for which the daemon looks for the first connection again and again, before it sleeps."""
+
+HANDSHAKE_S: Final = 5.0
+"""Seconds that the handshake of an encrypted connection may take; it takes a place among the connections."""
+
+BEFORE_READY_BYTES: Final = 64 + 170 + 12
+"""What a client gets at most without having shaken hands (RFC 26): the greeting and the commands WELCOME and ERROR.
+Otherwise READY follows WELCOME, which is longer than ERROR."""
+
+_TCP_INFO: Final = struct.Struct("=8B24I3Q")  # the beginning of `struct tcp_info` in linux/tcp.h
+_UNACKED: Final = 8 + 4  # its fields tcpi_unacked and
+_BYTES_ACKED: Final = 8 + 24 + 2  # tcpi_bytes_acked
+
+
+class _Accepted(NamedTuple):
+    """A connection that libzmq has accepted: its descriptor, and the inode of the socket that this referred to then."""
+
+    descriptor: int
+    inode: int
 
 
 class Listener(Acceptor):
@@ -64,6 +88,7 @@ class Listener(Acceptor):
     ) -> None:
         self._front = front
         self._listening = listening
+        self._handshakes: HandshakeWatch[_Accepted] = HandshakeWatch(HANDSHAKE_S, _has_shaken_hands)
         # libzmq's thread would wait in accept() for the next client.
         listening.setblocking(False)
         with contextlib.ExitStack() as undo:
@@ -116,7 +141,28 @@ class Listener(Acceptor):
                 event = self._monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return found
-            found.append(monitor_value(event))
+            descriptor = monitor_value(event)
+            found.append(descriptor)
+            inode = socket_inode(descriptor)
+            if inode is not None:  # otherwise it has been closed already
+                self._handshakes.add(_Accepted(descriptor, inode), time.monotonic())
+
+    def end_late(self, now: float, crowded: bool) -> int:
+        """Ends connections that have not shaken hands in time; libzmq notices that, and closes them.
+
+        Args:
+            now: monotonic seconds.
+            crowded: whether others wait for their places.
+
+        Returns:
+            How many.
+        """
+        count = 0
+        for accepted, _ in self._handshakes.take_late(now, crowded):
+            with contextlib.suppress(OSError), _same_socket(accepted) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+                count += 1
+        return count
 
     def set_backlog(self, connections: int) -> None:
         """Sets how many connections may wait to be accepted."""
@@ -133,6 +179,34 @@ class Listener(Acceptor):
         self._monitor.close(0)
         self._listening.close()
         os.close(self._valve)
+
+
+def _same_socket(accepted: _Accepted) -> socket.socket:
+    """A connection of libzmq's, by a descriptor of our own, which libzmq's thread does not close meanwhile.
+
+    Raises:
+        OSError: the connection has been closed.
+    """
+    descriptor = os.dup(accepted.descriptor)
+    if socket_inode(descriptor) != accepted.inode:
+        os.close(descriptor)
+        raise OSError("another file has its number")
+    return socket.socket(fileno=descriptor)
+
+
+def _has_shaken_hands(accepted: _Accepted) -> bool:
+    """Whether a connection has shaken hands, or has been closed."""
+    try:
+        with _same_socket(accepted) as connection:
+            known = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    except OSError:
+        return True
+    if len(known) < _TCP_INFO.size:
+        return True  # a kernel that does not tell; then libzmq ends the connection itself, after `HANDSHAKE_S`
+    fields = _TCP_INFO.unpack(known)
+    # The first bytes of a connection are the daemon's, at once: they are acknowledged, or wait to be.
+    tells = fields[_BYTES_ACKED] > 1 or fields[_UNACKED] > 0
+    return not tells or fields[_BYTES_ACKED] > BEFORE_READY_BYTES + 1  # the kernel may count one byte for the SYN
 
 
 def _wait_until_watched(descriptor: int, others: set[int]) -> int:

@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from .handshake_watch import HandshakeWatch
 from .stream_peer import StreamPeer
 
 HANDSHAKE_S: Final = 30.0
 """Seconds that a new connection has for its greeting, as with libzmq."""
-
-CROWDED_HANDSHAKE_S: Final = 1.0
-"""The same while no more connections are accepted: others wait for its place."""
 
 MAX_MISSED: Final = 3
 """Quarters of the time in which a client may send nothing although it was asked to."""
@@ -28,43 +26,31 @@ class PeerWatch:
 
     Args:
         peer_timeout_s: seconds after which a client that is silent counts as gone; 0 for never.
+
+    Attributes:
+        handshakes: those that have not sent a message yet.
     """
 
     def __init__(self, peer_timeout_s: float) -> None:
         self._interval_s = peer_timeout_s / 4
-        self._opening: dict[StreamPeer, float] = {}  # when each has connected, in this order
+        self.handshakes: HandshakeWatch[StreamPeer] = HandshakeWatch(HANDSHAKE_S, _has_greeted)
         self._due: dict[StreamPeer, float] = {}  # when each is looked at next, in this order
 
     def add(self, peer: StreamPeer, now: float) -> None:
         """Watches a new connection."""
-        self._opening[peer] = now
+        self.handshakes.add(peer, now)
         if self._interval_s:
             self._due[peer] = now + self._interval_s
 
     def open(self, peer: StreamPeer) -> None:
         """Notes that a connection has sent a message."""
         peer.open = True
-        self._opening.pop(peer, None)
+        self.handshakes.forget(peer)
 
     def forget(self, peer: StreamPeer) -> None:
         """Forgets a connection that is closed, with what it has sent of a message."""
-        self._opening.pop(peer, None)
+        self.handshakes.forget(peer)
         self._due.pop(peer, None)
-
-    def take_late(self, now: float, crowded: bool) -> Iterator[tuple[StreamPeer, float]]:
-        """The connections whose handshake has taken too long, each once, and the seconds that it might take.
-
-        Args:
-            now: monotonic seconds.
-            crowded: whether other clients wait to be accepted until some connection is closed.
-        """
-        allowed = CROWDED_HANDSHAKE_S if crowded else HANDSHAKE_S
-        for peer, connected in list(self._opening.items()):
-            if connected + allowed > now:
-                break
-            del self._opening[peer]
-            if not peer.stream.peer_type:
-                yield peer, allowed
 
     def take_due(self, now: float) -> Iterator[tuple[StreamPeer, bool]]:
         """Sends heartbeats that are due.
@@ -102,3 +88,7 @@ class PeerWatch:
                 return True
             peer.missed += 1
         return False
+
+
+def _has_greeted(peer: StreamPeer) -> bool:
+    return bool(peer.stream.peer_type)

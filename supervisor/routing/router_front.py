@@ -1,9 +1,10 @@
-"""A front socket over tcp: a ROUTER socket of libzmq; with `security` it uses CURVE."""
+"""The front socket over tcp with `security`: a ROUTER socket of libzmq, which encrypts its connections with CURVE."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -14,17 +15,17 @@ import zmq
 from multitower import frames, liveness, tensors, wire
 
 from ..config.secret_files import CurveKeys
+from ..loop.log import event
 from ..security.entrance import Entrance
 from ..security.zap import DOMAIN
 from .binding import bind, bind_error, listening_error
 from .connections import Connections
-from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming, reply_bytes
-from .listener import Listener
+from .front_socket import LOG_EVERY_S, MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming, reply_bytes
+from .listener import HANDSHAKE_S, Listener
 from .tcp_listener import take_listening_socket
 from .unread import MANY_MARK_BYTES, MARK_BYTES, Backlog, Mark, UnreadReplies
 
-HANDSHAKE_MS = 5000
-"""Milliseconds that the handshake of an encrypted connection may take; it takes a place among the connections."""
+log = logging.getLogger("multitower.router")
 
 RECEIVE_HWM = 64
 """Requests of one client that libzmq reads ahead."""
@@ -46,8 +47,8 @@ class RouterFront(FrontSocket):
         unread: counts what clients leave unread; shared by all front sockets.
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
         connections: accepts its clients.
-        entrance: finds who sends its messages; None without `security`.
-        curve: the daemon's keys, with which connections are encrypted; None for those that are not.
+        entrance: finds who sends its messages.
+        curve: the daemon's keys, with which connections are encrypted.
 
     Attributes:
         socket: the ROUTER socket.
@@ -66,12 +67,13 @@ class RouterFront(FrontSocket):
         unread: UnreadReplies,
         peer_timeout_s: float,
         connections: Connections,
-        entrance: Entrance | None = None,
-        curve: CurveKeys | None = None,
+        entrance: Entrance,
+        curve: CurveKeys,
     ) -> None:
         super().__init__(endpoint, unread, connections, entrance)
-        self._of_connection = entrance.of_connection if entrance is not None else None
-        self._curve = curve
+        self._of_connection = entrance.of_connection
+        self._late = 0  # connections that have been ended since the last line of the log
+        self._logged = 0.0
         self._listener: Listener | None = None
         # By the first address frame. Every connection that gets a reply is in `_recent`; see `_find_backlog`.
         self._recent: dict[bytes, Backlog] = {}
@@ -84,7 +86,7 @@ class RouterFront(FrontSocket):
         except zmq.ZMQError as error:
             raise bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
         try:
-            self.endpoint = self._open(context, endpoint, max_message_size, peer_timeout_s)
+            self.endpoint = self._open(context, endpoint, max_message_size, peer_timeout_s, curve)
         except BaseException as error:
             self.close()
             translated = listening_error(endpoint, error)
@@ -93,7 +95,12 @@ class RouterFront(FrontSocket):
             raise translated from None
 
     def _open(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int, peer_timeout_s: float
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        max_message_size: int,
+        peer_timeout_s: float,
+        curve: CurveKeys,
     ) -> str:
         """Sets the socket's options and binds it; returns its endpoint as bound."""
         options = {
@@ -106,8 +113,7 @@ class RouterFront(FrontSocket):
         }
         for option, value in options.items():
             self.socket.set(option, value)
-        if self._curve is not None:
-            self._encrypt(self._curve)
+        self._encrypt(curve)
         bind_it = functools.partial(bind, endpoint)
         listening, bound = take_listening_socket(context, bind_it, self._connections.backlog)
         try:
@@ -130,7 +136,7 @@ class RouterFront(FrontSocket):
             zmq.CURVE_SECRETKEY: keys.secret.encode(),
             zmq.ZAP_DOMAIN: DOMAIN,
             zmq.ZAP_ENFORCE_DOMAIN: 1,
-            zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+            zmq.HANDSHAKE_IVL: round(HANDSHAKE_S * 1000),
         }
         for option, value in options.items():
             self.socket.set(option, value)
@@ -156,18 +162,20 @@ class RouterFront(FrontSocket):
 
     def receive(self) -> Incoming | None:
         """The next message, or None if there is none."""
-        if self._of_connection is not None:
-            return self._receive_from(self._of_connection)
-        message = frames.receive(self.socket, MAX_FRAMES, routed=True)
-        return None if message is None else incoming(message[0], message, 1, None)
-
-    def _receive_from(self, name: str) -> Incoming | None:
-        """The next message, with a property of its connection."""
-        found = frames.receive_from(self.socket, MAX_FRAMES, name)
+        found = frames.receive_from(self.socket, MAX_FRAMES, self._of_connection)
         if found is None:
             return None
         message, connection = found
         return incoming(message[0], message, 1, connection)
+
+    def tick(self, now: float) -> None:
+        """Ends connections that do not shake hands in time; see `FrontSocket.tick`."""
+        if self._listener is not None:
+            self._late += self._listener.end_late(now, self._connections.crowded)
+        if self._late and now >= self._logged + LOG_EVERY_S:
+            fields = {"endpoint": self.endpoint, "count": self._late}
+            event(log, logging.WARNING, "connections are closed whose handshake took too long", **fields)
+            self._late, self._logged = 0, now
 
     def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> bool:
         """Sends the reply to an executed request; see `FrontSocket.reply`."""

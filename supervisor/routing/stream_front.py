@@ -31,7 +31,7 @@ from ..security.entrance import Entrance
 from .acceptor import PathListener, StreamListener
 from .binding import listening_error
 from .connections import Connections
-from .front_socket import MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming, reply_bytes
+from .front_socket import LOG_EVERY_S, MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming, reply_bytes
 from .peer_watch import PeerWatch
 from .stream_peer import StreamPeer, Written
 from .unread import REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
@@ -49,8 +49,6 @@ MAX_KEPT: Final = 64
 
 MAX_FREE_BYTES: Final = 32 << 20
 """Of memory for large frames of all clients that is used again."""
-
-LOG_EVERY_S: Final = 10.0
 
 _buffers: Final = Buffers(MAX_FREE_BYTES)
 
@@ -201,7 +199,7 @@ class StreamFront(FrontSocket):
 
     def tick(self, now: float) -> None:
         """Closes connections that did not begin as they should or are silent; see `FrontSocket.tick`."""
-        for peer, allowed in self._watch.take_late(now, self._connections.paused):
+        for peer, allowed in self._watch.handshakes.take_late(now, self._connections.crowded):
             self._refuse(peer, f"no handshake within {allowed:.0f} s")
         for peer, silent in self._watch.take_due(now):
             if silent:

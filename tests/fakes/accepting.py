@@ -7,15 +7,22 @@ import threading
 from typing import Self
 
 from multitower.supervisor.routing.connections import Connections
+from multitower.supervisor.security.zap import ZapHandler
 
 WAIT_S = 0.02
 
 
 class Accepting:
-    """Accepts while it is entered. Leave it before a front socket is made or closed."""
+    """Accepts while it is entered. Leave it before a front socket is made or closed.
 
-    def __init__(self, connections: Connections) -> None:
+    Args:
+        connections: of the clients.
+        zap: lets clients with CURVE in; None without.
+    """
+
+    def __init__(self, connections: Connections, zap: ZapHandler | None = None) -> None:
         self._connections = connections
+        self._zap = zap
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -32,3 +39,5 @@ class Accepting:
             if select.select([self._connections.descriptor], [], [], WAIT_S)[0]:
                 self._connections.accept()
             self._connections.tick()
+            if self._zap is not None:
+                self._zap.receive()

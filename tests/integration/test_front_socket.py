@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 from accepting import Accepting
+from curve_front import CurveFront, encrypt
 from watching import add_socket
 
 from multitower import wire
@@ -20,7 +21,6 @@ from multitower.supervisor.loop.reactor import Reactor
 from multitower.supervisor.routing import router_front
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import Incoming
-from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import MANY_MARK_BYTES, MARK_BYTES, UnreadReplies
@@ -38,7 +38,7 @@ class Sockets:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.unread = UnreadReplies(1 << 30, 30.0)
         self._connections = Connections(1000)
-        self.front: RouterFront | StreamFront
+        self.front: CurveFront | StreamFront
         tcp = "tcp://127.0.0.1:*"
         if kind == "ipc":
             self.front = StreamFront(f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, self._connections)
@@ -46,8 +46,8 @@ class Sockets:
             listen = functools.partial(TcpListener, self._context, 0)
             self.front = StreamFront(tcp, MAX_MESSAGE, self.unread, self._connections, listen=listen)
         else:
-            self.front = RouterFront(self._context, tcp, MAX_MESSAGE, self.unread, 0, self._connections)
-        self._accepting = Accepting(self._connections)
+            self.front = CurveFront(self._context, self._connections, max_message_size=MAX_MESSAGE, unread=self.unread)
+        self._accepting = Accepting(self._connections, self.front.zap if isinstance(self.front, CurveFront) else None)
         self._accepting.__enter__()
         self._clients: list[zmq.Socket[bytes]] = []
 
@@ -58,6 +58,8 @@ class Sockets:
         client.set(zmq.LINGER, 0)
         client.set(zmq.RCVHWM, 1)
         client.set(zmq.RCVTIMEO, 60_000)
+        if isinstance(self.front, CurveFront):
+            encrypt(client)
         client.connect(self.front.endpoint)
         client.send_multipart([b"", wire.SERVER_LIVE, b"1"])
         return client, self.receive().address
@@ -95,7 +97,7 @@ class Sockets:
         self._context.term()
 
 
-@pytest.fixture(params=["libzmq", "ipc", "tcp"])
+@pytest.fixture(params=["curve", "ipc", "tcp"])
 def sockets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sockets]:
     made = Sockets(tmp_path, request.param)
     yield made
@@ -104,8 +106,8 @@ def sockets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sockets]
 
 @pytest.fixture
 def routed(tmp_path: Path) -> Iterator[Sockets]:
-    """Those of libzmq."""
-    made = Sockets(tmp_path, "libzmq")
+    """Those with CURVE, which are libzmq's."""
+    made = Sockets(tmp_path, "curve")
     yield made
     made.close()
 
@@ -185,7 +187,7 @@ def test_what_a_client_left_unread_counts_no_more_once_it_has_left(sockets: Sock
 def test_requests_that_arrive_while_a_reply_finds_its_client_gone_are_read(routed: Sockets) -> None:
     """The failing send takes libzmq's notification of them: nothing else would make the reactor look."""
     sockets, front = routed, routed.front
-    assert isinstance(front, RouterFront)
+    assert isinstance(front, CurveFront)
     gone, address = sockets.client()
     other, _ = sockets.client()
     gone.close()
@@ -307,7 +309,7 @@ def test_libzmq_does_not_name_connections_alike_in_each_process(tmp_path: Path) 
     names = set()
     for _ in range(2):
         libc.srand(1)  # as each process begins
-        sockets = Sockets(tmp_path, "libzmq")
+        sockets = Sockets(tmp_path, "curve")
         names.add(sockets.client()[1])
         sockets.close()
     assert len(names) == 2

@@ -16,8 +16,7 @@ import zmq
 from multitower.addresses import literal_version
 from multitower.client.address_family import AddressFamily
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.router_front import RouterFront
-from multitower.supervisor.routing.unread import UnreadReplies
+from multitower.supervisor.routing.tcp_listener import TcpListener
 
 WAIT_S = 60.0
 FAKES = Path(__file__).parents[1] / "fakes"
@@ -105,10 +104,9 @@ def test_a_client_follows_a_daemon_to_its_other_address(resolver: Path) -> None:
 BIND = """
 import sys, zmq
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.router_front import RouterFront
-from multitower.supervisor.routing.unread import UnreadReplies
+from multitower.supervisor.routing.tcp_listener import TcpListener
 context = zmq.Context()
-front = RouterFront(context, f"tcp://{sys.argv[1]}:*", 1 << 20, UnreadReplies(), 30.0, Connections(1))
+front = TcpListener(context, 30.0, f"tcp://{sys.argv[1]}:*", Connections(1), print)
 print(front.endpoint.rpartition(":")[0])
 front.close()
 context.term()
@@ -142,7 +140,7 @@ def test_the_doctor_examines_ipv6_endpoints(resolver: Path, host: str) -> None:
 @needs_ipv6
 def test_a_star_listens_on_both_families() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    front = RouterFront(context, "tcp://*:*", 1 << 20, UnreadReplies(), 30.0, Connections(1))
+    front = TcpListener(context, 30.0, "tcp://*:*", Connections(1), socket.socket.close)
     try:
         port = int(front.endpoint.rpartition(":")[2])
         for host in ("127.0.0.1", "::1"):
@@ -156,7 +154,7 @@ def test_a_name_that_does_not_exist_cannot_be_bound() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         with pytest.raises(OSError, match=r"cannot listen on tcp://no-such-host\.invalid:5555"):
-            RouterFront(context, "tcp://no-such-host.invalid:5555", 1 << 20, UnreadReplies(), 30.0, Connections(1))
+            TcpListener(context, 30.0, "tcp://no-such-host.invalid:5555", Connections(1), socket.socket.close)
     finally:
         context.term()
 

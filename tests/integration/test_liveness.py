@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import zmq
 from accepting import Accepting
+from curve_front import CurveFront, encrypt
 from fake_daemon import FakeDaemon
 from running import Running
 from swallowing_proxy import SwallowingProxy
 
 from multitower import AsyncClient, Client, Unavailable
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
@@ -135,21 +135,24 @@ def test_the_daemon_releases_the_descriptors_of_vanished_clients(tmp_path: Path)
                     client.close()
 
 
-@pytest.mark.parametrize("kind", ["stream", "libzmq"])
+@pytest.mark.parametrize("kind", ["stream", "curve"])
 def test_a_client_that_vanishes_within_a_large_reply_is_released(kind: str) -> None:
     """No heartbeat is sent while a frame waits to be written: the kernel has to end the connection."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     connections = Connections(100)
-    front: RouterFront | StreamFront
+    front: CurveFront | StreamFront
     if kind == "stream":
         listen = functools.partial(TcpListener, context, PEER_TIMEOUT_S)
         front = StreamFront("tcp://127.0.0.1:*", 1 << 20, UnreadReplies(), connections, listen=listen)
     else:
-        front = RouterFront(context, "tcp://127.0.0.1:*", 1 << 20, UnreadReplies(), PEER_TIMEOUT_S, connections)
+        front = CurveFront(context, connections, peer_timeout_s=PEER_TIMEOUT_S)
+    zap = front.zap if isinstance(front, CurveFront) else None
     peer: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     try:
-        with SwallowingProxy(front.endpoint) as proxy, Accepting(connections):
+        with SwallowingProxy(front.endpoint) as proxy, Accepting(connections, zap):
             peer.set(zmq.LINGER, 0)
+            if zap is not None:
+                encrypt(peer)
             peer.connect(proxy.endpoint)
             peer.send_multipart([b"", b"MT1:infer", b"1", b"{}"])
             begun = time.monotonic()

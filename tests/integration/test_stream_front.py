@@ -22,7 +22,8 @@ from multitower.supervisor.config.principals import Principals, Role
 from multitower.supervisor.routing import stream_front
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import MAX_FRAMES, Incoming
-from multitower.supervisor.routing.peer_watch import CROWDED_HANDSHAKE_S, HANDSHAKE_S
+from multitower.supervisor.routing.handshake_watch import CROWDED_HANDSHAKE_S
+from multitower.supervisor.routing.peer_watch import HANDSHAKE_S
 from multitower.supervisor.routing.stream_front import MAX_LOOKS, StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import re
 import select
@@ -33,7 +34,8 @@ from multitower.supervisor.routing import endpoints as endpoints_module
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.endpoints import Endpoints, problem_kind
 from multitower.supervisor.routing.front_socket import FrontSocket
-from multitower.supervisor.routing.router_front import RouterFront
+from multitower.supervisor.routing.stream_front import StreamFront
+from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
 
 
@@ -115,18 +117,18 @@ def test_a_path_that_is_not_utf8_is_an_error_and_the_start_does_not_hang(key: st
 OPTIONS = """
 import zmq
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.router_front import RouterFront
-from multitower.supervisor.routing.unread import UnreadReplies
+from curve_front import CurveFront
 
 # Twice that is no value of MAXMSGSIZE.
 with zmq.Context() as context:
-    RouterFront(context, "tcp://127.0.0.1:*", 1 << 62, UnreadReplies(), 0, Connections(100))
+    CurveFront(context, Connections(100), max_message_size=1 << 62)
 """
 
 
 def test_an_endpoint_whose_options_cannot_be_set_is_an_error_and_the_start_does_not_hang() -> None:
     command = [sys.executable, "-c", OPTIONS]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=20.0, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20.0, check=False)
     assert "OverflowError" in run.stderr
 
 
@@ -314,7 +316,9 @@ def test_a_socket_that_cannot_be_made_is_an_os_error() -> None:
         NoSocket() as context,
         pytest.raises(OSError, match=f"cannot listen on {re.escape(endpoint)}: Too many open files"),
     ):
-        RouterFront(context, endpoint, 1 << 20, UnreadReplies(), 0, Connections(100))
+        StreamFront(
+            endpoint, 1 << 20, UnreadReplies(), Connections(100), listen=functools.partial(TcpListener, context, 0)
+        )
 
 
 def test_an_endpoint_is_tried_again_after_any_error(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
