@@ -44,9 +44,12 @@ class HandshakeWatch(Generic[Connection]):
             crowded: whether the shorter time holds.
         """
         allowed = min(CROWDED_HANDSHAKE_S, self._allowed_s) if crowded else self._allowed_s
-        for connection, connected in list(self._opening.items()):
+        due = []
+        for connection, connected in self._opening.items():
             if connected + allowed > now:
                 break
+            due.append(connection)
+        for connection in due:
             del self._opening[connection]
             if not self._has_shaken_hands(connection):
                 yield connection, allowed

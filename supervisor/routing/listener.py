@@ -32,7 +32,7 @@ import select
 import socket
 import struct
 import time
-from typing import Final, NamedTuple
+from typing import Final
 
 import zmq
 
@@ -56,18 +56,15 @@ HANDSHAKE_S: Final = 5.0
 
 BEFORE_READY_BYTES: Final = 64 + 170 + 12
 """What a client gets at most without having shaken hands (RFC 26): the greeting and the commands WELCOME and ERROR.
-Otherwise READY follows WELCOME, which is longer than ERROR."""
+READY, which a client gets instead of ERROR, is longer."""
 
 _TCP_INFO: Final = struct.Struct("=8B24I3Q")  # the beginning of `struct tcp_info` in linux/tcp.h
 _UNACKED: Final = 8 + 4  # its fields tcpi_unacked and
 _BYTES_ACKED: Final = 8 + 24 + 2  # tcpi_bytes_acked
 
 
-class _Accepted(NamedTuple):
-    """A connection that libzmq has accepted: its descriptor, and the inode of the socket that this referred to then."""
-
-    descriptor: int
-    inode: int
+_Accepted = tuple[int, int]
+"""A connection that libzmq has accepted: its descriptor, and the inode of the socket that this referred to then."""
 
 
 class Listener(Acceptor):
@@ -145,7 +142,7 @@ class Listener(Acceptor):
             found.append(descriptor)
             inode = socket_inode(descriptor)
             if inode is not None:  # otherwise it has been closed already
-                self._handshakes.add(_Accepted(descriptor, inode), time.monotonic())
+                self._handshakes.add((descriptor, inode), time.monotonic())
 
     def end_late(self, now: float, crowded: bool) -> int:
         """Ends connections that have not shaken hands in time; libzmq notices that, and closes them.
@@ -187,11 +184,14 @@ def _same_socket(accepted: _Accepted) -> socket.socket:
     Raises:
         OSError: the connection has been closed.
     """
-    descriptor = os.dup(accepted.descriptor)
-    if socket_inode(descriptor) != accepted.inode:
+    descriptor = os.dup(accepted[0])
+    try:
+        if socket_inode(descriptor) != accepted[1]:
+            raise OSError("another file has its number")
+        return socket.socket(fileno=descriptor)
+    except BaseException:
         os.close(descriptor)
-        raise OSError("another file has its number")
-    return socket.socket(fileno=descriptor)
+        raise
 
 
 def _has_shaken_hands(accepted: _Accepted) -> bool:

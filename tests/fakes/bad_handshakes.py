@@ -9,8 +9,8 @@ a whole handshake with the wrong key or certificate. It prints, as JSON, how man
 The latter takes so many clients at a time that the listening socket's queues are full. Then the kernel answers a client
 with a SYN cookie (tcp(7)), of which it keeps nothing, and drops the acknowledgement that completes the connection. The
 client's kernel counts it as established from the first answer on. If the client sends something, that is sent again
-until it is accepted; if it is silent, nobody ever learns of it. So the program looks in /proc/net/tcp whether the
-server's end of a connection exists: it must run on the same machine.
+until it is accepted; if it is silent, nobody ever learns of it. So where the program has sent nothing, it looks in
+/proc/net/tcp whether the server's end of the connection exists: it must run on the same machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LIMIT_S = 60.0
 """Seconds within which the server must have ended a connection, and accepted it before."""
 
 LOOK_S = 15.0
-"""Seconds after which the program looks whether a connection that is not ended has another end."""
+"""Seconds after which the program looks whether a silent connection that is not ended has another end."""
 
 FORGOTTEN = "forgotten"
 
@@ -105,10 +105,10 @@ async def until_ended(attack: Attack, data: bytes) -> bool:
     """Connects, sends something, and reads until the server ends the connection.
 
     Returns:
-        False if the server's kernel has forgotten the connection, or never had it.
+        False if nothing was sent, and the server's kernel has forgotten the connection.
 
     Raises:
-        TimeoutError: the server has it, and has not ended it.
+        TimeoutError: the server has not ended it.
     """
     async with asyncio.timeout(LIMIT_S):
         reader, writer = await asyncio.open_connection(attack.host, attack.port)
@@ -120,7 +120,7 @@ async def until_ended(attack: Attack, data: bytes) -> bool:
                     if not await asyncio.wait_for(reader.read(4096), LOOK_S):
                         return True
                 except TimeoutError:
-                    if not has_other_end(attack.port, client_port):
+                    if not data and not has_other_end(attack.port, client_port):
                         return False
         except ConnectionError:
             return True  # it was reset: ended, too

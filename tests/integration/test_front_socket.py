@@ -91,6 +91,11 @@ class Sockets:
     def close(self) -> None:
         for client in self._clients:
             client.close()
+        # libzmq aborts if a connection ends within a message while its socket is being closed (4.3.5, `clean_pipes`).
+        until = time.monotonic() + 60.0
+        while isinstance(self.front, CurveFront) and self._connections.open:
+            assert time.monotonic() < until
+            time.sleep(0.005)
         self._accepting.__exit__()
         self.front.close()
         self._connections.close()

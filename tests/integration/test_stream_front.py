@@ -588,6 +588,7 @@ def test_what_was_sent_before_the_end_arrives(scene: Scene) -> None:
         with contextlib.suppress(ConnectionResetError):
             while data := client.recv(1 << 20):
                 received.append(data)
+        client.close()  # over tcp the front socket waits for it
 
     reader = threading.Thread(target=read)
     reader.start()

@@ -27,6 +27,7 @@ from accepting import Accepting
 from descriptors import leaving_no_descriptor, open_descriptors
 
 from multitower import wire
+from multitower.supervisor.config.principals import Principals
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.runtime_dir import HeldError
 from multitower.supervisor.routing import acceptor, tcp_listener
@@ -37,6 +38,7 @@ from multitower.supervisor.routing.front_socket import FrontSocket
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
+from multitower.supervisor.security.access_control import AccessControl
 
 
 @pytest.fixture
@@ -81,6 +83,14 @@ def test_where_an_endpoint_cannot_be_bound_nothing_stays_open(
                 with pytest.raises(error):
                     bind([f"ipc://{folder}/front.sock", listen.format(folder)], folder / "run")
         assert files(folder) == before
+
+
+def test_with_security_no_endpoint_over_tcp_is_bound_without_encryption(folder: Path) -> None:
+    with closing(BackgroundJobs()) as background, closing(Connections(100)) as connections:
+        access = AccessControl(Principals([]), background)
+        with pytest.raises(OSError, match=r"cannot listen on tcp://127\.0\.0\.1:\*: .* needs security\.curve"):
+            Endpoints(["tcp://127.0.0.1:*"], folder / "run", 1 << 20, UnreadReplies(), 0, connections, access=access)
+    assert files(folder) == []
 
 
 NOT_UTF8 = r"""
