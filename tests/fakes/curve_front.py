@@ -1,4 +1,4 @@
-"""A front socket with CURVE and what it needs of a daemon: keys, a principal, and the ZAP handler."""
+"""What a front socket with CURVE needs of a daemon: keys, a principal, and the ZAP handler."""
 
 from __future__ import annotations
 
@@ -21,53 +21,47 @@ SERVER = make_keys()
 CLIENT = make_keys()
 
 
-class CurveFront(RouterFront):
-    """A front socket that lets clients with the keys of `encrypt` in.
+class CurveLocks:
+    """Opens front sockets that let clients with the keys of `encrypt` in.
+
+    Args:
+        context: of the front sockets.
 
     Attributes:
         zap: the handler. Somebody must call its `receive` while clients connect.
     """
 
-    def __init__(
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._context = context
+        self._background = BackgroundJobs()
+        client = Principal("client", frozenset(Role), public_keys=(CLIENT.public,))
+        self._access = AccessControl(Principals([client]), self._background)
+        self.zap = ZapHandler(context, self._access)
+
+    def open(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         connections: Connections,
         *,
         endpoint: str = "tcp://127.0.0.1:*",
         max_message_size: int = 1 << 20,
         unread: UnreadReplies | None = None,
         peer_timeout_s: float = 0.0,
-    ) -> None:
-        self._background = BackgroundJobs()
-        client = Principal("client", frozenset(Role), public_keys=(CLIENT.public,))
-        access = AccessControl(Principals([client]), self._background)
-        try:
-            self.zap = ZapHandler(context, access)
-        except BaseException:
-            self._background.close()
-            raise
-        try:
-            super().__init__(
-                context,
-                endpoint,
-                max_message_size,
-                unread or UnreadReplies(),
-                peer_timeout_s,
-                connections,
-                CurveEntrance(access),
-                CurveKeys(SERVER.public, SERVER.secret),
-            )
-        except BaseException:
-            self._close_handler()
-            raise
+    ) -> RouterFront:
+        return RouterFront(
+            self._context,
+            endpoint,
+            max_message_size,
+            unread or UnreadReplies(),
+            peer_timeout_s,
+            connections,
+            CurveEntrance(self._access),
+            CurveKeys(SERVER.public, SERVER.secret),
+        )
 
-    def _close_handler(self) -> None:
+    def close(self) -> None:
+        """Closes what the front sockets need; close them before."""
         self.zap.close()
         self._background.close()
-
-    def close(self, linger_ms: int = 0) -> None:
-        super().close(linger_ms)
-        self._close_handler()
 
 
 def encrypt(client: zmq.Socket[Any]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from curve_front import CurveFront, encrypt
+from curve_front import CurveLocks, encrypt
 from descriptors import leaving_no_descriptor
 from running import Running
 
@@ -27,6 +27,7 @@ from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import Incoming
 from multitower.supervisor.routing.handshake_watch import CROWDED_HANDSHAKE_S
 from multitower.supervisor.routing.listener import HANDSHAKE_S, MONITOR_QUEUE, Listener
+from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
@@ -43,14 +44,14 @@ been about to call accept(), and it calls it later, on a busy machine."""
 
 
 def make_socket(
-    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, connections: Connections
-) -> CurveFront | StreamFront:
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, connections: Connections, locks: CurveLocks
+) -> RouterFront | StreamFront:
     if endpoint.startswith("ipc://"):
         return StreamFront(endpoint, 1 << 20, UnreadReplies(), connections)
     if endpoint == TCP:
         listen = functools.partial(TcpListener, context, 0)
         return StreamFront(endpoint, 1 << 20, UnreadReplies(), connections, listen=listen)
-    return CurveFront(context, connections, endpoint=endpoint)
+    return locks.open(connections, endpoint=endpoint)
 
 
 class Front:
@@ -59,7 +60,8 @@ class Front:
     def __init__(self, endpoint: str, maximum: int) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.connections = Connections(maximum)
-        self.socket = make_socket(self.context, endpoint, self.connections)
+        self.locks = CurveLocks(self.context)
+        self.socket = make_socket(self.context, endpoint, self.connections, self.locks)
         self.incoming: Incoming | None = None
         self._clients: list[socket.socket] = []
 
@@ -87,8 +89,7 @@ class Front:
             assert time.monotonic() < until, (self.connections.open, self.connections.paused)
             self.connections.accept()
             self.connections.tick()
-            if isinstance(self.socket, CurveFront):
-                self.socket.zap.receive()
+            self.locks.zap.receive()
             if self.incoming is None:
                 self.incoming = self.socket.receive()
             time.sleep(0.005)
@@ -97,6 +98,7 @@ class Front:
         for client in self._clients:
             client.close()
         self.socket.close()
+        self.locks.close()
         self.connections.close()
         self.context.term()
 
@@ -150,7 +152,7 @@ def test_clients_above_the_maximum_wait_and_are_accepted_when_others_leave(endpo
 def test_who_is_connected_is_served_while_others_wait(endpoint: str) -> None:
     with opened(endpoint, 1) as front, front.context.socket(zmq.DEALER) as peer:
         peer.set(zmq.LINGER, 0)
-        if isinstance(front.socket, CurveFront):
+        if isinstance(front.socket, RouterFront):
             encrypt(peer)
         peer.connect(front.endpoint)
         front.wait_until(lambda: front.connections.open == 1)
@@ -445,7 +447,7 @@ def test_a_daemon_at_max_connections_tells_an_operator_and_a_reload_lets_clients
 CLOSING = """
 import os, select, sys
 import zmq
-from curve_front import CurveFront
+from curve_front import CurveLocks
 from multitower.supervisor.routing.connections import Connections
 
 (case,) = sys.argv[1:]
@@ -458,10 +460,12 @@ for _ in range(80):
             stale.register(each)
             os.close(each)  # the file stays open, so the epoll goes on to watch it
     with zmq.Context() as context:
-        front = CurveFront(context, Connections(10))
+        locks = CurveLocks(context)
+        front = locks.open(Connections(10))
         if case == "libzmq is about to accept":
             os.eventfd_write(front._listener._valve, 1)
         front.close()
+        locks.close()
 """
 
 
@@ -478,5 +482,5 @@ def test_a_listener_that_cannot_be_watched_is_closed(endpoint: str) -> None:
     closed.close()
     with opened(endpoint, 10) as front, leaving_no_descriptor():  # libzmq closes its own in a thread
         other = endpoint if endpoint.startswith("tcp") else f"{front.endpoint}2"
-        with zmq.Context() as context, pytest.raises(ValueError, match="closed epoll"):
-            make_socket(context, other, closed)
+        with pytest.raises(ValueError, match="closed epoll"):
+            make_socket(front.context, other, closed, front.locks)

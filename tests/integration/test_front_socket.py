@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 from accepting import Accepting
-from curve_front import CurveFront, encrypt
+from curve_front import CurveLocks, encrypt
 from watching import add_socket
 
 from multitower import wire
@@ -21,6 +21,7 @@ from multitower.supervisor.loop.reactor import Reactor
 from multitower.supervisor.routing import router_front
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import Incoming
+from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import MANY_MARK_BYTES, MARK_BYTES, UnreadReplies
@@ -38,7 +39,8 @@ class Sockets:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.unread = UnreadReplies(1 << 30, 30.0)
         self._connections = Connections(1000)
-        self.front: CurveFront | StreamFront
+        self._locks = CurveLocks(self._context)
+        self.front: RouterFront | StreamFront
         tcp = "tcp://127.0.0.1:*"
         if kind == "ipc":
             self.front = StreamFront(f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, self._connections)
@@ -46,8 +48,8 @@ class Sockets:
             listen = functools.partial(TcpListener, self._context, 0)
             self.front = StreamFront(tcp, MAX_MESSAGE, self.unread, self._connections, listen=listen)
         else:
-            self.front = CurveFront(self._context, self._connections, max_message_size=MAX_MESSAGE, unread=self.unread)
-        self._accepting = Accepting(self._connections, self.front.zap if isinstance(self.front, CurveFront) else None)
+            self.front = self._locks.open(self._connections, max_message_size=MAX_MESSAGE, unread=self.unread)
+        self._accepting = Accepting(self._connections, self._locks.zap)
         self._accepting.__enter__()
         self._clients: list[zmq.Socket[bytes]] = []
 
@@ -58,7 +60,7 @@ class Sockets:
         client.set(zmq.LINGER, 0)
         client.set(zmq.RCVHWM, 1)
         client.set(zmq.RCVTIMEO, 60_000)
-        if isinstance(self.front, CurveFront):
+        if isinstance(self.front, RouterFront):
             encrypt(client)
         client.connect(self.front.endpoint)
         client.send_multipart([b"", wire.SERVER_LIVE, b"1"])
@@ -93,11 +95,12 @@ class Sockets:
             client.close()
         # libzmq aborts if a connection ends within a message while its socket is being closed (4.3.5, `clean_pipes`).
         until = time.monotonic() + 60.0
-        while isinstance(self.front, CurveFront) and self._connections.open:
+        while isinstance(self.front, RouterFront) and self._connections.open:
             assert time.monotonic() < until
             time.sleep(0.005)
         self._accepting.__exit__()
         self.front.close()
+        self._locks.close()
         self._connections.close()
         self._context.term()
 
@@ -192,7 +195,7 @@ def test_what_a_client_left_unread_counts_no_more_once_it_has_left(sockets: Sock
 def test_requests_that_arrive_while_a_reply_finds_its_client_gone_are_read(routed: Sockets) -> None:
     """The failing send takes libzmq's notification of them: nothing else would make the reactor look."""
     sockets, front = routed, routed.front
-    assert isinstance(front, CurveFront)
+    assert isinstance(front, RouterFront)
     gone, address = sockets.client()
     other, _ = sockets.client()
     gone.close()

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import zmq
 from accepting import Accepting
-from curve_front import CurveFront, encrypt
+from curve_front import CurveLocks, encrypt
 from fake_daemon import FakeDaemon
 from running import Running
 from swallowing_proxy import SwallowingProxy
 
 from multitower import AsyncClient, Client, Unavailable
 from multitower.supervisor.routing.connections import Connections
+from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
@@ -140,18 +141,18 @@ def test_a_client_that_vanishes_within_a_large_reply_is_released(kind: str) -> N
     """No heartbeat is sent while a frame waits to be written: the kernel has to end the connection."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     connections = Connections(100)
-    front: CurveFront | StreamFront
+    locks = CurveLocks(context)
+    front: RouterFront | StreamFront
     if kind == "stream":
         listen = functools.partial(TcpListener, context, PEER_TIMEOUT_S)
         front = StreamFront("tcp://127.0.0.1:*", 1 << 20, UnreadReplies(), connections, listen=listen)
     else:
-        front = CurveFront(context, connections, peer_timeout_s=PEER_TIMEOUT_S)
-    zap = front.zap if isinstance(front, CurveFront) else None
+        front = locks.open(connections, peer_timeout_s=PEER_TIMEOUT_S)
     peer: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     try:
-        with SwallowingProxy(front.endpoint) as proxy, Accepting(connections, zap):
+        with SwallowingProxy(front.endpoint) as proxy, Accepting(connections, locks.zap):
             peer.set(zmq.LINGER, 0)
-            if zap is not None:
+            if isinstance(front, RouterFront):
                 encrypt(peer)
             peer.connect(proxy.endpoint)
             peer.send_multipart([b"", b"MT1:infer", b"1", b"{}"])
@@ -169,5 +170,6 @@ def test_a_client_that_vanishes_within_a_large_reply_is_released(kind: str) -> N
     finally:
         peer.close()
         front.close()
+        locks.close()
         connections.close()
         context.term()

@@ -127,11 +127,11 @@ def test_a_path_that_is_not_utf8_is_an_error_and_the_start_does_not_hang(key: st
 OPTIONS = """
 import zmq
 from multitower.supervisor.routing.connections import Connections
-from curve_front import CurveFront
+from curve_front import CurveLocks
 
 # Twice that is no value of MAXMSGSIZE.
 with zmq.Context() as context:
-    CurveFront(context, Connections(100), max_message_size=1 << 62)
+    CurveLocks(context).open(Connections(100), max_message_size=1 << 62)
 """
 
 
