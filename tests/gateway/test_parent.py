@@ -32,12 +32,17 @@ pytestmark = pytest.mark.skipif(bool(foreign.gateway_missing()), reason=str(fore
 
 
 class Parent:
-    """A process that starts the gateway. The other end of the gateway's stdin stays here."""
+    """A process that starts the gateway. The other end of the gateway's stdin stays here.
 
-    def __init__(self, stack: ExitStack) -> None:
+    Args:
+        stack: ends it.
+        inside: a command that replaces itself by the process.
+    """
+
+    def __init__(self, stack: ExitStack, inside: tuple[str, ...] = ()) -> None:
         stdin, self._settings = os.pipe()
         stack.callback(os.close, self._settings)
-        command = [sys.executable, "-c", PARENT, str(find_program(None)), str(stdin)]
+        command = [*inside, sys.executable, "-c", PARENT, str(find_program(None)), str(stdin)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=[stdin])
         assert self.process.stdout is not None
         stack.enter_context(self.process)  # waits for it, and closes its stdout
@@ -82,3 +87,14 @@ def test_the_gateway_does_not_start_for_another_process_than_its_parent(parent: 
     parent.send_settings(os.getpid())
     assert f"the daemon (process {os.getpid()}) has ended" in parent.line()
     assert parent.process.wait(LIMIT_S) == 2
+
+
+def test_the_gateway_allows_no_more_connections_than_there_are_descriptors_for() -> None:
+    with ExitStack() as stack:
+        parent = Parent(stack, ("sh", "-c", 'ulimit -n 300; exec "$@"', "sh"))
+        parent.send_settings(parent.process.pid)
+        line = json.loads(parent.line())
+    assert line["event"].startswith("the limit of file descriptors allows fewer connections")
+    fields = line["fields"]
+    assert (fields["descriptors"], fields["max_connections"]) == (300, 1024)
+    assert 0 < fields["allowed"] < 300 - 64, "some are left for regions of shared memory"

@@ -45,8 +45,8 @@ pub struct State {
     outgoing: Outgoing,
     connected: bool,
     writer: Option<Waker>,
-    /// The socket that the connection's task writes to, once more, for `write_at_once`.
-    socket: Option<net::UnixStream>,
+    /// The socket that the connection's task writes to, for `write_at_once`.
+    socket: Option<Arc<net::UnixStream>>,
 }
 
 impl Shared {
@@ -77,7 +77,7 @@ impl State {
 
     /// Writes what waits, as far as the socket has room. The connection's task writes the rest, and notices errors.
     pub fn write_at_once(&mut self) {
-        if let Some(mut socket) = self.socket.as_ref() {
+        if let Some(mut socket) = self.socket.as_deref() {
             let _ = self.outgoing.write_with(|slices| match socket.write_vectored(slices) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
                 outcome => Poll::Ready(outcome),
@@ -196,13 +196,11 @@ fn expire(shared: &Shared) {
 
 /// Writes and reads until the connection is lost. Returns why.
 async fn exchange(shared: &Shared, stream: UnixStream, buffer: BytesMut) -> io::Error {
-    let socket = match Socket::new(stream).and_then(|socket| Ok((socket.try_clone()?, socket))) {
-        Ok((clone, socket)) => {
-            shared.lock().socket = Some(clone);
-            socket
-        }
+    let socket = match Socket::new(stream) {
+        Ok(socket) => socket,
         Err(error) => return error,
     };
+    shared.lock().socket = Some(socket.writer());
     let mut ticks = interval(EXPIRY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut exchange = Exchange { shared, socket, decoder: Decoder::default(), buffer, replies: Vec::new(), ticks };

@@ -34,5 +34,5 @@ pub use models::{ModelMetadata, TensorMetadata};
 use pending::INFER;
 pub use pending::{Message, RawReply};
 use regions::ALIGNMENT;
-pub use regions::{FIRST_AREA, Lease, Regions};
+pub use regions::{FIRST_AREA, Lease, MAX_REGIONS, Regions};
 pub use timeout::microseconds;

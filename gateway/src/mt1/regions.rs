@@ -29,7 +29,7 @@ pub const ALIGNMENT: usize = 64;
 const SMALLEST_BYTES: usize = 1 << 20;
 
 /// Of all event loops together; a daemon has at most 256 regions open.
-const MAX_REGIONS: usize = 64;
+pub const MAX_REGIONS: usize = 64;
 const MAX_BYTES: usize = 512 << 20;
 
 /// Free regions are given back after this time.

@@ -3,9 +3,11 @@
 //! tokio's own `UnixStream` is woken each time that the daemon has read something, since the socket then has more room.
 //! With few requests outstanding that was a third of all wake-ups.
 
+use std::borrow::Borrow;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, BytesMut};
@@ -15,19 +17,23 @@ use tokio::net::UnixStream;
 
 pub struct Socket {
     reader: AsyncFd<net::UnixStream>,
-    /// The same socket, while it has no room for what is to be written.
-    full: Option<AsyncFd<net::UnixStream>>,
+    /// The same socket under a descriptor of its own, since each is watched once: later there may be none left.
+    writer: Arc<net::UnixStream>,
+    /// Watches `writer`, while it has no room for what is to be written.
+    full: Option<AsyncFd<Arc<net::UnixStream>>>,
 }
 
 impl Socket {
     /// Takes over a connected stream.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
-        Ok(Self { reader: watch(stream.into_std()?, Interest::READABLE)?, full: None })
+        let stream = stream.into_std()?;
+        let writer = Arc::new(stream.try_clone()?);
+        Ok(Self { reader: watch(stream, Interest::READABLE)?, writer, full: None })
     }
 
-    /// Returns the same socket once more, which never blocks.
-    pub fn try_clone(&self) -> io::Result<net::UnixStream> {
-        self.reader.get_ref().try_clone()
+    /// Returns the socket for writes that do not wait: it never blocks.
+    pub fn writer(&self) -> Arc<net::UnixStream> {
+        self.writer.clone()
     }
 
     /// Reads into the room that the buffer has, which must not be empty. Returns 0 at the end.
@@ -51,11 +57,10 @@ impl Socket {
             if let Some(full) = &self.full {
                 ready!(full.poll_write_ready(context))?.clear_ready();
             }
-            match self.reader.get_ref().write_vectored(slices) {
+            match (&*self.writer).write_vectored(slices) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.full.is_none() {
-                        let socket = self.try_clone()?;
-                        self.full = Some(watch(socket, Interest::WRITABLE)?);
+                        self.full = Some(watch(self.writer(), Interest::WRITABLE)?);
                     }
                 }
                 outcome => {
@@ -67,8 +72,8 @@ impl Socket {
     }
 }
 
-fn watch(socket: net::UnixStream, interest: Interest) -> io::Result<AsyncFd<net::UnixStream>> {
-    // SAFETY: the stream owns its descriptor, which stays the same and open as long as the stream.
+fn watch<T: Borrow<net::UnixStream> + AsRawFd>(socket: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: a stream owns its descriptor, which stays the same and open as long as the stream.
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
 
@@ -111,6 +116,28 @@ mod tests {
         timeout(Duration::from_secs(30), both).await.expect("all is written").1.unwrap();
         assert!(read == content);
         assert!(socket.full.is_none());
+    }
+
+    /// Returns the number of this process's descriptors for a socket.
+    fn descriptors_of(socket: &net::UnixStream) -> usize {
+        let name = |entry: std::path::PathBuf| std::fs::read_link(entry).ok();
+        let wanted = name(format!("/proc/self/fd/{}", socket.as_raw_fd()).into());
+        let all = std::fs::read_dir("/proc/self/fd").unwrap();
+        all.filter(|entry| name(entry.as_ref().unwrap().path()) == wanted).count()
+    }
+
+    #[tokio::test]
+    async fn a_full_socket_takes_no_further_descriptor() {
+        let (ours, _peer) = UnixStream::pair().unwrap();
+        let mut socket = Socket::new(ours).unwrap();
+        let before = descriptors_of(&socket.writer());
+        let content = [IoSlice::new(&[0; BYTES])];
+        let full = poll_fn(|context| {
+            while socket.poll_write(context, &content).is_ready() {}
+            Poll::Ready(socket.full.is_some())
+        });
+        assert!(full.await);
+        assert_eq!(descriptors_of(&socket.writer()), before);
     }
 
     #[tokio::test]

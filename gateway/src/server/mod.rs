@@ -3,6 +3,7 @@
 mod activity;
 mod client;
 mod connection;
+mod descriptor_limit;
 mod dispatch;
 mod event_loop;
 mod listener;
@@ -41,11 +42,11 @@ const REPORT: Duration = Duration::from_secs(1);
 const UNCHANGED_REPORTS: u32 = 10;
 
 /// Serves until the daemon ends or asks for the end. Returns the exit code.
-pub fn run(settings: Settings) -> ExitCode {
+pub fn run(mut settings: Settings) -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         log::error("a defect in the gateway ended one connection", json!({"cause": panic.to_string()}));
     }));
-    raise_descriptor_limit();
+    descriptor_limit::apply(&mut settings);
     return_large_allocations();
     match serve(settings) {
         Ok(()) => ExitCode::SUCCESS,
@@ -172,18 +173,6 @@ fn report_statistics(statistics: Arc<Statistics>) -> io::Result<()> {
         }
     })?;
     Ok(())
-}
-
-/// Raises the limit of descriptors as far as this process may: each connection needs one.
-fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is to a variable of the type that is stated.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
-    }
 }
 
 /// Has the allocator return large blocks to the system when they are freed. By default glibc comes to keep blocks of up to
