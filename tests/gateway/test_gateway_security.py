@@ -32,7 +32,7 @@ devices: {cpu: 1}
 spares: 0
 security: {principals: principals.yaml}
 gateway:
-  http: "127.0.0.1:*"
+  http: ["127.0.0.1:*", "unix:http.sock"]
   grpc: "127.0.0.1:*"
   operate: true
   max_connections: 100
@@ -207,6 +207,21 @@ class TestHttp:
     def test_plain_http_is_told_to_use_tls(self, locked: Locked) -> None:
         status, answer = curl(f"http://{locked.http}/healthz")
         assert (status, json.loads(answer)) == (400, {"error": "this address speaks TLS: use https://"})
+
+    def test_a_unix_socket_needs_credentials_too_and_no_tls(self, locked: Locked) -> None:
+        """Although the processes at both of its ends are the daemon's own user's."""
+        over = ["--unix-socket", str(locked.folder / "http.sock")]
+        shown = ["-H", f"Authorization: Bearer {TOKENS['mine'][0]}"]
+        for path, arguments, status in [
+            ("/v2/health/live", [], 200),
+            ("/v2/models/mine", [], 401),
+            ("/status.json", [], 401),
+            ("/v2/repository/models/mine/load", ["-X", "POST"], 401),
+            ("/v2/models/mine", shown, 200),
+            ("/v2/models/theirs", shown, 403),
+            ("/v2/repository/models/mine/load", [*shown, "-X", "POST"], 403),
+        ]:
+            assert curl(*over, *arguments, f"http://localhost{path}")[0] == status, path
 
 
 class TestTls:
