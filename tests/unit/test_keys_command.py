@@ -19,15 +19,17 @@ from pty_terminal import PtyTerminal
 from ruamel.yaml import YAML
 
 from multitower.bearer_tokens import TokenHash, split_token
-from multitower.cli.keys import _ROLES, keys
+from multitower.cli.commands import multitower
+from multitower.cli.keys import _ROLES
 from multitower.curve_keys import new_pair, read_secret_file
 from multitower.supervisor.config.principals import Role
 
 PUBLIC = new_pair().public
 
 
-def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(keys, list(map(str, words)))
+def run(*words: str | Path, given: str | None = None) -> Result:
+    """Runs `multitower keys`, with `given` as its input."""
+    return CliRunner().invoke(multitower, ["keys", *map(str, words)], input=given)
 
 
 def mode_of(path: Path) -> int:
@@ -201,7 +203,7 @@ def test_the_public_key_of_either_half_is_shown(tmp_path: Path) -> None:
 def test_the_hash_of_a_token_is_printed_and_the_token_is_not(tmp_path: Path) -> None:
     run("new", "ana", "--token", "--out", tmp_path)
     token = (tmp_path / "ana.token").read_text()
-    result = CliRunner().invoke(keys, ["hash"], input=token)
+    result = run("hash", given=token)
     assert result.exit_code == 0, result.output
     _, secret = split_token(token.strip()) or ("", "")
     assert TokenHash.parse(result.stdout.strip()).matches(secret)
@@ -245,7 +247,7 @@ def test_on_a_terminal_a_token_is_asked_for_and_not_shown() -> None:
     ids=range(5),
 )
 def test_what_is_no_token_has_no_hash_and_is_not_repeated(token: str, cause: str) -> None:
-    result = CliRunner().invoke(keys, ["hash"], input=f"{token}\n")
+    result = run("hash", given=f"{token}\n")
     assert (result.exit_code, result.stdout) == (1, "")
     assert cause in result.stderr
     assert "hunter2" not in result.output
@@ -253,7 +255,7 @@ def test_what_is_no_token_has_no_hash_and_is_not_repeated(token: str, cause: str
 
 
 def test_a_token_is_no_argument() -> None:
-    assert CliRunner().invoke(keys, ["hash", f"ana.{'s' * 43}"]).exit_code == 2
+    assert run("hash", f"ana.{'s' * 43}").exit_code == 2
 
 
 # keys add
