@@ -1,12 +1,10 @@
 """The reply to `MT1:status`: the daemon, its slots and its models, for operators and programs.
 
-Reads the live state, and keeps nothing but the rows of models on slots until these change. docs/protocol.md describes
-every key.
+Reads the live state, and keeps nothing. `status_slots` writes the rows of slots. docs/protocol.md describes every key.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +12,6 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from multitower.compiled import compiled
-from multitower.errors import Reason, make
-from multitower.spec import ModelReport
 
 from ..gateway.supervision import Gateway
 from ..lifecycle import Lifecycle
@@ -26,19 +22,13 @@ from ..observability.tracing import Tracing
 from ..routing.endpoints import ENDPOINT, Endpoints, problem_kind
 from ..routing.recent import RecentCounts
 from ..routing.router import Router
-from ..routing.routes import Route
 from ..routing.statistics import ModelStatistics
 from ..security.access_control import AccessControl
 from ..settings import ActiveSettings
 from ..workers.manager import WorkerManager
-from ..workers.output import Source
-from ..workers.slot import Slot, WorkerProcess
-from ..workers.slot_conditions import SlotCondition, examine_slots
 from .orders import LastReload
 from .readiness import Readiness
-
-MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes")
-"""Attributes of `ModelReport`: by how much memory grew while a worker loaded a model."""
+from .status_slots import MEMORY, SlotRows, age, rounded_ms
 
 _NO_STATISTICS: Final = ModelStatistics()
 _NO_COUNTS: Final = RecentCounts()
@@ -94,11 +84,11 @@ class StatusReporter:
         # Read once: a clock that is set later does not change which start this is.
         self._started_time = iso_time(time.time() - (time.monotonic() - started))
         self._sampler = sampler
+        self._slots = SlotRows(router, manager, sampler)
         self._endpoints = endpoints
         self._gateway = gateway
         self._tracing = tracing
         self._access = access
-        self._models_of_slots: dict[int, tuple[tuple[ModelReport, ...], list[dict[str, Any]]]] = {}
         self._version = version("multitower")
         self._compiled = compiled()
 
@@ -112,35 +102,15 @@ class StatusReporter:
         refused = self._refused_by_model()
         return {
             "daemon": self._daemon(now, events),
-            "slots": self._slots(now),
+            "slots": self._slots.report_all(now),
             "models": [
                 row for name in self._settings.model_names for row in self._model_rows(name, refused.get(name, {}), now)
             ],
         }
 
     def report_slot(self, number: object, now: float) -> dict[str, Any]:
-        """Returns the row of a slot with `output`: the latest entries that its processes wrote.
-
-        Args:
-            number: of the slot, as a request states it.
-            now: monotonic seconds.
-
-        Raises:
-            MultitowerError: there is no such slot.
-        """
-        slots, rows = self._manager.slots, self._slots(now)
-        if type(number) is not int or not 0 <= number < len(slots):
-            message = f"there is no slot {str(number)[:40]}, only 0 to {len(slots) - 1}"
-            raise make(Reason.MALFORMED, message, field="slot")
-        slot = slots[number]
-        past = slot.past_output
-        outputs = [] if past is None else [_report_output(past.pid, past.ended, past.output)]
-        outputs += [
-            _report_output(process.child.pid, None, process.child.output)
-            for process in (slot.process, slot.next_process)
-            if process is not None and process.exit_cause is None
-        ]
-        return {**rows[number], "output": outputs}
+        """Returns the row of a slot with the latest output of its processes; see `SlotRows.report_one`."""
+        return self._slots.report_one(number, now)
 
     def report_model(self, name: str, now: float) -> list[dict[str, Any]]:
         """Returns a row for each version of the model that is served, configured or refused.
@@ -215,7 +185,7 @@ class StatusReporter:
             if reload is None
             else {
                 "outcome": reload.outcome,
-                "age_s": _age(reload.ended_at if reload.ended_at is not None else reload.began_at, now),
+                "age_s": age(reload.ended_at if reload.ended_at is not None else reload.began_at, now),
                 "cause": reload.cause,
             },
         }
@@ -239,70 +209,6 @@ class StatusReporter:
         connections = self._endpoints.connections
         return {"open": connections.open, "max": connections.maximum, "paused": connections.paused}
 
-    def _slots(self, now: float) -> list[dict[str, Any]]:
-        slots = self._manager.slots
-        conditions = examine_slots(slots, self._router.routes, now)
-        return [self._slot(slot, conditions[slot.number], now) for slot in slots]
-
-    def _slot(self, slot: Slot, condition: SlotCondition, now: float) -> dict[str, Any]:
-        route = slot.route
-        sample = self._sampler.sample(slot.number) if self._sampler is not None else None
-        batch_times = route.batch_times if route is not None else None
-        return {
-            "slot": slot.number,
-            "state": str(slot.state),
-            "state_for_s": _age(slot.state_since, now),
-            **_condition(condition),
-            "pid": slot.process.child.pid if slot.process is not None else None,
-            "worker_age_s": _age(slot.process.started_at, now) if slot.process is not None else None,
-            "device": slot.placement.device,
-            "visible_devices": slot.visible_devices,
-            "cores": list(slot.placement.cores),
-            "incarnation": slot.incarnation,
-            "restarts": slot.restarts,
-            "last_restart_age_s": _age(slot.last_restart_at, now),
-            "next_restart_s": None if slot.due is None else round(max(0.0, slot.due - now), 3),
-            "last_death_age_s": _age(slot.last_death_at, now),
-            "depth": route.depth if route is not None else 0,
-            "busy_ratio": round(route.busy_ratio(now), 3) if route is not None else 0.0,
-            "completed": slot.completed + (route.completed if route is not None else 0),
-            "last_error": slot.last_error,
-            "last_error_age_s": _age(slot.last_error_at, now),
-            "safe_rows": dict(slot.safe_rows),
-            **_step(slot.process, now),
-            "replacement": _replacement(slot, now),
-            "batch_ms": {
-                "p50": _rounded_ms(batch_times.p50_ms(now)) if batch_times is not None else None,
-                "p99": _rounded_ms(batch_times.p99_ms(now)) if batch_times is not None else None,
-            },
-            "rows_per_s": round(batch_times.rows_per_second(now), 1) if batch_times is not None else 0.0,
-            "rss_bytes": sample.rss_bytes if sample is not None else None,
-            "cpu_percent": sample.cpu_percent if sample is not None else None,
-            "device_memory_bytes": sample.device_memory_bytes if sample is not None else None,
-            "device_memory_of": sample.device_memory_of if sample is not None else None,
-            "utilization_percent": sample.utilization_percent if sample is not None else None,
-            "device_present": self._sampler.are_devices_present(slot.number) if self._sampler is not None else None,
-            "devices": [
-                {
-                    "name": device.name,
-                    "memory_bytes": device.memory_bytes,
-                    "memory_of": device.memory_of,
-                    "utilization_percent": device.utilization_percent,
-                    "present": device.present,
-                }
-                for device in (self._sampler.sample_devices(slot.number) if self._sampler is not None else ())
-            ],
-            "models": self._slot_models(slot),
-            "towers": _towers(route) if route is not None else [],
-        }
-
-    def _slot_models(self, slot: Slot) -> list[dict[str, Any]]:
-        kept = self._models_of_slots.get(slot.number)
-        if kept is None or kept[0] is not slot.models:
-            kept = slot.models, [_slot_model(report) for report in slot.models]
-            self._models_of_slots[slot.number] = kept
-        return kept[1]
-
     def _version_row(self, name: str, version: str | None, refused: str | None, now: float) -> dict[str, Any]:
         if self._readiness.is_loading(name, version):
             refused = None  # that was an earlier try
@@ -321,12 +227,12 @@ class StatusReporter:
             "slots_total": self._readiness.total_slots(name),
             "queue": waiting.requests,
             "queue_bytes": waiting.bytes,
-            "queue_oldest_s": _age(waiting.oldest, now),
-            "latency_ms": {"p50": _rounded_ms(p50), "p99": _rounded_ms(p99)},
+            "queue_oldest_s": age(waiting.oldest, now),
+            "latency_ms": {"p50": rounded_ms(p50), "p99": rounded_ms(p99)},
             "completed": statistics.success.count,
             "failed": statistics.fail.count,
             "errors": _report_counts(statistics.errors, now),
-            "last_failed_age_s": _age(statistics.last_error, now),
+            "last_failed_age_s": age(statistics.last_error, now),
             "refused": _report_counts(self._router.refused.of_models.get(name) or _NO_COUNTS, now),
             "batches": statistics.batches,
             "batch_rows": statistics.batch_rows,
@@ -365,27 +271,6 @@ class StatusReporter:
         return {key: max(of_workers, default=None) for key, of_workers in sizes.items()}
 
 
-def _slot_model(report: ModelReport) -> dict[str, Any]:
-    return {
-        "name": report.name,
-        "version": report.version,
-        "state": report.state,
-        "cause": report.cause,
-        **{key: getattr(report, key) for key in MEMORY},
-    }
-
-
-def _report_output(pid: int, ended: str | None, output: Source) -> dict[str, Any]:
-    return {
-        "pid": pid,
-        "ended": ended,
-        "lines": [
-            {"time": iso_time(line.at), "level": logging.getLevelName(line.level).lower(), "text": line.text}
-            for line in output.latest
-        ],
-    }
-
-
 def _join_causes(cause: str | None, refused: str | None) -> str | None:
     """Joins why a version is not served and why it was refused; the second one may be a part of the first."""
     if cause is None or refused is None or refused in cause:
@@ -393,74 +278,7 @@ def _join_causes(cause: str | None, refused: str | None) -> str | None:
     return f"{cause}; {refused}"
 
 
-def _age(at: float | None, now: float) -> float | None:
-    """Returns how long ago something was, in seconds; None if it has not been."""
-    return None if at is None else round(max(0.0, now - at), 3)
-
-
 def _report_counts(counts: RecentCounts, now: float) -> dict[str, dict[str, int]]:
     """Returns counts by the reason of an error, the most frequent first."""
     both = {"total": counts.total, "last_minute": counts.last_minute(now)}
     return {name: dict(sorted(each.items(), key=lambda item: -item[1])) for name, each in both.items()}
-
-
-def _step(process: WorkerProcess | None, now: float) -> dict[str, Any]:
-    """Returns what a process is doing while it loads, for people, and since when; None otherwise."""
-    step = process.child.read_step() if process is not None and process.exit_cause is None else None
-    if step is None:
-        return {"step": None, "step_for_s": None}
-    return {"step": str(step), "step_for_s": _age(step.began_at, now)}
-
-
-def _condition(found: SlotCondition) -> dict[str, Any]:
-    """Returns how a slot's worker seems to be, and what tells so."""
-    finding = found.finding
-    return {
-        "condition": finding.condition.value if finding is not None else None,
-        "condition_cause": finding.cause if finding is not None else None,
-        "heartbeat_age_s": _rounded_s(found.heartbeat_age_s),
-        "batch_running_s": _rounded_s(found.batch_running_s),
-    }
-
-
-def _rounded_s(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
-
-
-def _replacement(slot: Slot, now: float) -> dict[str, Any] | None:
-    """Returns the process that loads in order to take over from the slot's present one; None if there is none."""
-    process = slot.next_process
-    if process is None:
-        return None
-    return {"pid": process.child.pid, "age_s": _age(process.started_at, now), **_step(process, now)}
-
-
-def _towers(route: Route) -> list[dict[str, Any]]:
-    """Returns a row for each tower of a worker, or none for a worker without towers."""
-    reports = [report for of_model in route.reports.values() for report in of_model]
-    return [
-        {
-            "devices": sorted({report.towers[number].device for report in here}),
-            "depth": tower.worker.depth,
-            "completed": tower.worker.completed,
-            "batches": tower.batches,
-            "models": [_tower_model(report, number) for report in here],
-        }
-        for number, tower in enumerate(route.towers)
-        if (here := [report for report in reports if number < len(report.towers)])
-    ]
-
-
-def _tower_model(report: ModelReport, number: int) -> dict[str, Any]:
-    tower = report.towers[number]
-    return {
-        "name": report.name,
-        "version": report.version,
-        "device": tower.device,
-        "nodes": None if tower.nodes is None else dict(tower.nodes),
-        "fallbacks": dict(tower.fallbacks),
-    }
-
-
-def _rounded_ms(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else round(milliseconds, 3)

@@ -60,7 +60,7 @@ def test_a_step_is_described_for_people(step: LoadStep, text: str) -> None:
 
 
 def test_the_status_shows_what_a_worker_is_about_to_do() -> None:
-    from multitower.supervisor.operations.status import _step
+    from multitower.supervisor.operations.status_slots import _step
 
     scene = Scene()
     process = scene.process()
