@@ -35,6 +35,9 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How often files are looked at. They are read when they have not changed since the look before.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// When files that could not be used are read again, although they have not changed: a folder may have been out of reach.
+const RETRY: Duration = Duration::from_secs(10);
+
 /// Handshakes that fail are logged at most so often.
 const REPORT: Duration = Duration::from_secs(10);
 
@@ -89,7 +92,7 @@ impl Tls {
 
     /// Reads the files again whenever they have changed, and logs it when the certificate ends soon. Never returns.
     fn watch(&self, files: &TlsSettings, tokens: bool, first: files::Stamp) {
-        let mut watch = Watch { used: first.clone(), seen: first };
+        let mut watch = Watch { used: first.clone(), seen: first, refused: None };
         let mut reminder = Reminder::default();
         loop {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -106,20 +109,28 @@ impl Tls {
         let now = files::stamp(files);
         let settled = now == watch.seen;
         watch.seen = now;
-        if !settled || watch.seen == watch.used {
+        let changed = watch.seen != watch.used;
+        let due = watch.refused.as_ref().is_some_and(|&(_, at)| at <= Instant::now());
+        if !settled || !(changed || due) {
             return false;
         }
         watch.used.clone_from(&watch.seen);
+        let refused = watch.refused.take();
         match files::load(files, tokens) {
             Ok(loaded) => {
                 *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded.config);
                 self.statistics.set_certificate_end(loaded.end);
                 log::info("the certificate was read again: its files have changed", json!({}));
             }
-            Err(cause) => log::error(
-                "the files of the certificate have changed, but cannot be used: the former ones stay in use",
-                json!({"cause": cause}),
-            ),
+            Err(cause) => {
+                if changed || refused.is_none_or(|(known, _)| known != cause) {
+                    log::error(
+                        "the files of the certificate have changed, but cannot be used: the former ones stay in use",
+                        json!({"cause": cause}),
+                    );
+                }
+                watch.refused = Some((cause, Instant::now() + RETRY));
+            }
         }
         true
     }
@@ -205,6 +216,8 @@ struct Watch {
     used: files::Stamp,
     /// When they were looked at the last time.
     seen: files::Stamp,
+    /// Why they could not be used, and when they are read again; None if they are used.
+    refused: Option<(String, Instant)>,
 }
 
 /// Returns the name in the certificate that a client has shown, if it has shown one.

@@ -112,7 +112,7 @@ async fn changed_files_are_used_once_they_are_whole_and_fit() {
     let settings = certificates.settings(false);
     let stamp = files::stamp(&settings);
     let tls = tls(&certificates, false, true);
-    let mut watch = Watch { used: stamp.clone(), seen: stamp };
+    let mut watch = Watch { used: stamp.clone(), seen: stamp, refused: None };
     let first = shown(&tls, &certificates).await;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let days_left = || (tls.statistics.certificate_end().unwrap() + 3600 - now) / 86_400;
@@ -142,6 +142,26 @@ async fn changed_files_are_used_once_they_are_whole_and_fit() {
     assert!(tls.look(&settings, true, &mut watch));
     assert_ne!(shown(&tls, &certificates).await, first);
     assert_eq!(days_left(), 100);
+}
+
+#[tokio::test]
+async fn files_that_could_not_be_used_are_read_again_although_they_have_not_changed() {
+    let certificates = Certificates::new();
+    let (settings, tls) = (certificates.settings(false), tls(&certificates, false, true));
+    let first = shown(&tls, &certificates).await;
+    certificates.issue("server", "/CN=localhost");
+    let stamp = files::stamp(&settings);
+    let refused = |at| Some(("Too many open files".to_owned(), at));
+    let mut watch = Watch { used: stamp.clone(), seen: stamp, refused: refused(Instant::now() + RETRY) };
+    assert!(!tls.look(&settings, true, &mut watch), "not at once");
+    watch.refused = refused(Instant::now());
+    assert!(tls.look(&settings, true, &mut watch));
+    assert_ne!(shown(&tls, &certificates).await, first);
+    assert!(!tls.look(&settings, true, &mut watch), "they are used now");
+    certificates.set_mode("server.key", 0o640);
+    tls.look(&settings, true, &mut watch);
+    assert!(tls.look(&settings, true, &mut watch));
+    assert!(watch.refused.is_some_and(|(cause, at)| cause.contains("mode 0640") && at > Instant::now()));
 }
 
 #[test]
