@@ -16,6 +16,7 @@
 #define DONTWAIT 1
 #define SNDMORE 2
 #define OPTION_EVENTS 15
+#define SOURCE_DESCRIPTOR 2
 
 /* What `send` returns for a message that it leaves to pyzmq. */
 #define NOT_SENT_HERE (-2)
@@ -35,6 +36,7 @@ static int (*msg_more)(const message_t *);
 static size_t (*msg_size)(const message_t *);
 static void *(*msg_data)(message_t *);
 static const char *(*msg_gets)(const message_t *, const char *);
+static int (*msg_get)(const message_t *, int);
 static int (*get_option)(void *, int, void *, size_t *);
 static int (*last_error)(void);
 
@@ -156,7 +158,8 @@ static PyObject *property_of(const message_t *frame, const char *name)
     return PyUnicode_DecodeUTF8(value, (Py_ssize_t)strlen(value), "replace");
 }
 
-/* Receives a message. With a fourth argument, a property's name, the result is a pair: the message and the property. */
+/* Receives a message. With a fourth argument, a property's name, the result is a tuple: the message, the property and the
+   descriptor by which libzmq has read the message. */
 static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 3 && count != 4) {
@@ -179,6 +182,7 @@ static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *const *arguments
         return error > 0 ? PyLong_FromLong(error) : NULL;
     }
     PyObject *sender = NULL;
+    int descriptor = property != NULL ? msg_get(&frame, SOURCE_DESCRIPTOR) : -1;
     /* libzmq delivers messages whole: once the first frame is here, so are the others. All are read, even after a
        failure: frames left behind would be taken for the next message. */
     int failed = property != NULL && (sender = property_of(&frame, property)) == NULL;
@@ -211,10 +215,7 @@ static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *const *arguments
     }
     if (property == NULL)
         return list;
-    PyObject *pair = PyTuple_Pack(2, list, sender);
-    Py_DECREF(list);
-    Py_DECREF(sender);
-    return pair;
+    return Py_BuildValue("NNi", list, sender, descriptor);
 }
 
 /* Whether this module sends the object: a Chunk, or small bytes. pyzmq sends large objects, without copying them. */
@@ -323,7 +324,7 @@ static PyObject *events(PyObject *Py_UNUSED(module), PyObject *socket)
 static PyMethodDef functions[] = {
     {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL,
      "receive(socket, limit, bulky[, property]): the next message, or libzmq's error number; with a property's name, a "
-     "pair of the message and that property of its connection."},
+     "tuple of the message, that property of its connection and the descriptor of it."},
     {"send", (PyCFunction)(void (*)(void))send, METH_FASTCALL,
      "send(socket, message, bulky): 0, libzmq's error number, or -2 for a message that pyzmq has to send."},
     {"events", events, METH_O, "events(socket): ZMQ_EVENTS, or libzmq's error number, negative."},
@@ -355,7 +356,7 @@ static int find_libzmq(void)
         {"zmq_msg_init", &msg_init},      {"zmq_msg_init_size", &msg_init_size}, {"zmq_msg_close", &msg_close},
         {"zmq_msg_copy", &msg_copy},      {"zmq_msg_recv", &msg_recv},           {"zmq_msg_send", &msg_send},
         {"zmq_msg_more", &msg_more},      {"zmq_msg_size", &msg_size},           {"zmq_msg_data", &msg_data},
-        {"zmq_msg_gets", &msg_gets},
+        {"zmq_msg_gets", &msg_gets},      {"zmq_msg_get", &msg_get},
         {"zmq_getsockopt", &get_option},  {"zmq_errno", &last_error},
     };
     for (size_t index = 0; index < sizeof wanted / sizeof *wanted; index++) {

@@ -84,8 +84,8 @@ def receive(socket: zmq.Socket[bytes], limit: int | None = None, *, routed: bool
         frame = socket.recv(_LAST, False)
 
 
-def receive_from(socket: zmq.Socket[bytes], limit: int, name: str) -> tuple[list[Any], str | None] | None:
-    """The next message of a ROUTER, with a property of the connection that it came by; None when none has arrived.
+def receive_from(socket: zmq.Socket[bytes], limit: int, name: str) -> tuple[list[Any], str | None, int] | None:
+    """The next message of a ROUTER, and about the connection that it came by; None when none has arrived.
 
     Args:
         socket: the ROUTER.
@@ -95,7 +95,8 @@ def receive_from(socket: zmq.Socket[bytes], limit: int, name: str) -> tuple[list
             without CURVE, a peer can choose it.
 
     Returns:
-        The frames, as `receive` returns them, and the property; None for a connection without it.
+        The frames, as `receive` returns them; the property, None for a connection without it; and the descriptor by
+        which libzmq has read the message, which may be closed or another connection's by now.
     """
     if _native is not None:
         found = _native.receive(socket, limit, BULKY_BYTES, name)
@@ -113,11 +114,12 @@ def receive_from(socket: zmq.Socket[bytes], limit: int, name: str) -> tuple[list
         sender = str(frame.get(name))
     except zmq.ZMQError:
         sender = None
+    descriptor = int(frame.get(zmq.SRCFD))
     while True:
         if len(message) < limit:
             message.append(frame.bytes if len(frame) < BULKY_BYTES else frame)
         if not frame.more:
-            return message, sender
+            return message, sender, descriptor
         frame = socket.recv(_LAST, False)
 
 

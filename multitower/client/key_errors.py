@@ -39,8 +39,8 @@ def refused(endpoint: str, kind: ConnectError, public_key: str | None) -> Findin
     """
     messages = {
         ConnectError.KEY_REFUSED: (
-            f"the daemon at {endpoint} does not admit this client's key, whose public part is {public_key}: is it in "
-            "the daemon's file of principals, and was that reloaded?"
+            f"the daemon at {endpoint} does not admit this client's key, whose public part is {public_key}: is it "
+            "(still) in the daemon's file of principals, and was that reloaded?"
         ),
         ConnectError.KEY_NEEDED: (
             f"the daemon at {endpoint} admits only clients with a key: pass key and server_key, or set {KEY_VARIABLE} "

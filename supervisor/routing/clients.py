@@ -23,7 +23,7 @@ from ..security.authorisation import Authorisation, without_names
 from ..security.entrance import Entrance, GatewayEntrance
 from ..security.handles import ANONYMOUS_HANDLE
 from ..security.operation_table import OPERATIONS, ORDERS
-from ..security.peers import Peer
+from ..security.peers import NOBODY, Peer
 from .admission import Admission
 from .front_socket import FrontSocket, Incoming, internal_error
 from .observers import MAX_READ_BYTES, RequestObserver
@@ -126,17 +126,21 @@ class Clients:
         front.recheck()  # there may be more
 
     def _handle(self, front: FrontSocket, incoming: Incoming) -> None:
-        address, body = incoming.address, incoming.body
-        id = b""
+        address, body, entrance = incoming.address, incoming.body, front.entrance
+        id, peer = b"", NOBODY
         try:
+            if entrance is not None:
+                peer = entrance.identify(address, incoming.connection)
+                if not peer.authenticated:
+                    front.note_stranger(address[0])  # whatever it asks for
             if body is None:
                 raise make(Reason.MALFORMED, "no empty delimiter frame before the request", field="envelope")
             if len(body) < 2:
                 raise make(Reason.MALFORMED, "a request has at least a kind and an id", field="id")
             kind = body[0]
             id = _checked_id(body[1])
-            if front.entrance is not None:
-                self._handle_guarded(front, front.entrance, incoming, id, body)
+            if entrance is not None:
+                self._handle_guarded(front, entrance, incoming, peer, id, body)
             elif kind == wire.INFER:
                 self._admission.admit(front, address, id, body)
             elif bytes(kind) in ORDERS:
@@ -151,14 +155,14 @@ class Clients:
             self._reject(front, address, id, body, internal_error())
 
     def _handle_guarded(
-        self, front: FrontSocket, entrance: Entrance, incoming: Incoming, id: bytes, body: list[Any]
+        self, front: FrontSocket, entrance: Entrance, incoming: Incoming, peer: Peer, id: bytes, body: list[Any]
     ) -> None:
         """Handles a request with `security`: decides first, before anything looks for the model."""
         address, kind = incoming.address, bytes(body[0])
         if kind == wire.AUTHENTICATE and isinstance(entrance, GatewayEntrance):
             self._authenticate(front, entrance, incoming, id, body)
             return
-        peer, access = entrance.identify(address, incoming.connection), entrance.access
+        access = entrance.access
         authorisation = access.authorisation
         operation, now = OPERATIONS.get(kind), time.monotonic()
         use = access.uses.of(peer.name) if peer.principal is not None else None

@@ -156,6 +156,13 @@ class FrontSocket(abc.ABC):
             now: monotonic seconds.
         """
 
+    def note_stranger(self, client: bytes) -> None:  # noqa: B027  only where keys can be revoked
+        """Called when nobody knows the sender of the message that was received last; closes a connection after many.
+
+        Args:
+            client: the name of its connection.
+        """
+
     # Replies.
 
     @abc.abstractmethod

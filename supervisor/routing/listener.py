@@ -63,7 +63,7 @@ _UNACKED: Final = 8 + 4  # its fields tcpi_unacked and
 _BYTES_ACKED: Final = 8 + 24 + 2  # tcpi_bytes_acked
 
 
-_Accepted = tuple[int, int]
+Accepted = tuple[int, int]
 """A connection that libzmq has accepted: its descriptor, and the inode of the socket that this referred to then."""
 
 
@@ -85,7 +85,7 @@ class Listener(Acceptor):
     ) -> None:
         self._front = front
         self._listening = listening
-        self._handshakes: HandshakeWatch[_Accepted] = HandshakeWatch(HANDSHAKE_S, _has_shaken_hands)
+        self._handshakes: HandshakeWatch[Accepted] = HandshakeWatch(HANDSHAKE_S, _has_shaken_hands)
         # libzmq's thread would wait in accept() for the next client.
         listening.setblocking(False)
         with contextlib.ExitStack() as undo:
@@ -156,7 +156,7 @@ class Listener(Acceptor):
         """
         count = 0
         for accepted, _ in self._handshakes.take_late(now, crowded):
-            with contextlib.suppress(OSError), _same_socket(accepted) as connection:
+            with contextlib.suppress(OSError), same_socket(accepted) as connection:
                 connection.shutdown(socket.SHUT_RDWR)
                 count += 1
         return count
@@ -178,7 +178,7 @@ class Listener(Acceptor):
         os.close(self._valve)
 
 
-def _same_socket(accepted: _Accepted) -> socket.socket:
+def same_socket(accepted: Accepted) -> socket.socket:
     """A connection of libzmq's, by a descriptor of our own, which libzmq's thread does not close meanwhile.
 
     Raises:
@@ -194,10 +194,10 @@ def _same_socket(accepted: _Accepted) -> socket.socket:
         raise
 
 
-def _has_shaken_hands(accepted: _Accepted) -> bool:
+def _has_shaken_hands(accepted: Accepted) -> bool:
     """Whether a connection has shaken hands, or has been closed."""
     try:
-        with _same_socket(accepted) as connection:
+        with same_socket(accepted) as connection:
             known = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
         return True

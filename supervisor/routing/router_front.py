@@ -22,13 +22,11 @@ from .binding import bind, bind_error, listening_error
 from .connections import Connections
 from .front_socket import LOG_EVERY_S, MAX_FRAMES, FrontSocket, Incoming, dropped_reply, incoming, reply_bytes
 from .listener import HANDSHAKE_S, Listener
+from .strangers import READ_AHEAD, Strangers
 from .tcp_listener import take_listening_socket
 from .unread import MANY_MARK_BYTES, MARK_BYTES, Backlog, Mark, UnreadReplies
 
 log = logging.getLogger("multitower.router")
-
-RECEIVE_HWM = 64
-"""Requests of one client that libzmq reads ahead."""
 
 MANY_CONNECTIONS = 1024
 """Connections from which on marks are closer; see `unread`."""
@@ -72,6 +70,8 @@ class RouterFront(FrontSocket):
     ) -> None:
         super().__init__(endpoint, unread, connections, entrance)
         self._of_connection = entrance.of_connection
+        self._strangers = Strangers()
+        self._descriptor = -1  # by which the last message came
         self._late = 0  # connections that have been ended since the last line of the log
         self._logged = 0.0
         self._listener: Listener | None = None
@@ -106,7 +106,7 @@ class RouterFront(FrontSocket):
         options = {
             zmq.LINGER: 0,
             zmq.ROUTER_MANDATORY: 1,
-            zmq.RCVHWM: RECEIVE_HWM,
+            zmq.RCVHWM: READ_AHEAD,
             zmq.SNDHWM: 0,  # without a limit: `unread` bounds replies by their bytes
             zmq.MAXMSGSIZE: 2 * max_message_size,
             **liveness.socket_options(endpoint, peer_timeout_s),
@@ -165,8 +165,12 @@ class RouterFront(FrontSocket):
         found = frames.receive_from(self.socket, MAX_FRAMES, self._of_connection)
         if found is None:
             return None
-        message, connection = found
+        message, connection, self._descriptor = found
         return incoming(message[0], message, 1, connection)
+
+    def note_stranger(self, client: bytes) -> None:
+        """See `FrontSocket.note_stranger`."""
+        self._strangers.note(client, self._descriptor)
 
     def tick(self, now: float) -> None:
         """Ends connections that do not shake hands in time; see `FrontSocket.tick`."""

@@ -16,8 +16,8 @@ from .operation_table import OPERATIONS, Operation, Scope
 from .peers import Peer
 
 _UNKNOWN: Final = (
-    "this needs credentials that the daemon knows: is the key or token of this client in the file of principals, and "
-    "still there?"
+    "this needs the key or token of a principal, and this client has none, or one that the daemon does not know (any "
+    "more): is it in the daemon's file of principals, and was that reloaded?"
 )
 _WHERE: Final = {
     Scope.MODEL: "on this model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ class Sockets:
         return one, other
 
     def close(self) -> None:
-        for socket in self._made:
-            socket.close()
+        for made in self._made:
+            made.close()
         self._context.term()
 
 
@@ -129,10 +130,12 @@ def test_a_message_comes_with_a_property_of_its_connection(tmp_path: Path) -> No
             assert router.poll(60_000)
             found = frames.receive_from(router, 3, "Peer-Address")
             assert found is not None
-            message, sender = found
+            message, sender, descriptor = found
             assert [bytes(memoryview(frame)) for frame in message[1:]] == body[:2]
             assert sender is not None
             assert sender.endswith(f":{os.geteuid()}:{os.getegid()}:{os.getpid()}")
+            with socket.socket(fileno=os.dup(descriptor)) as accepted:
+                assert accepted.getsockname() == endpoint.removeprefix("ipc://")
         assert frames.receive_from(router, 3, "Peer-Address") is None
         frames.send(dealer, [b"", b"kind"])
         assert router.poll(60_000)
@@ -186,15 +189,15 @@ def test_a_large_frame_is_forwarded_without_a_copy_and_released(sockets: Sockets
 
 
 def test_a_closed_socket_is_an_error(pair: Pair) -> None:
-    for socket in pair:
-        socket.close()
+    for closed in pair:
+        closed.close()
         with pytest.raises(zmq.ZMQError) as raised:
-            frames.receive(socket)
+            frames.receive(closed)
         assert raised.value.errno == zmq.ENOTSOCK
         with pytest.raises(zmq.ZMQError):
-            frames.send(socket, [b"1"])
+            frames.send(closed, [b"1"])
         with pytest.raises(zmq.ZMQError):
-            frames.readable(socket)
+            frames.readable(closed)
 
 
 def released() -> memoryview:

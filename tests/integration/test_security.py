@@ -5,6 +5,7 @@ What must be allowed comes from the one table, so a new operation is tested as s
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from asker import CAN_BE_OTHERS, NO_ANSWER, Asker, LocalAsker
 from click.testing import CliRunner
 from made_security import PRINCIPALS as PRINCIPALS_FILE
@@ -23,11 +25,12 @@ from made_security import SERVER_KEY, make_keys, make_security, write_principals
 from running import START_S, STEP_S, Running
 from without_privileges import NOBODY
 
-from multitower import wire
+from multitower import Client, wire
 from multitower.cli import commands
-from multitower.errors import Reason
+from multitower.errors import CONNECT_ERROR, MultitowerError, Reason
 from multitower.exit_codes import Exit
 from multitower.supervisor.config.principals import Role
+from multitower.supervisor.routing.strangers import CLOSED_AFTER
 from multitower.supervisor.security.operation_table import OPERATIONS, Operation, Scope
 
 CONFIG = """
@@ -442,6 +445,55 @@ def test_over_tcp_a_key_that_was_removed_opens_what_is_open_to_all(daemon: Locke
     finally:
         daemon.reload(daemon.entries)
     assert revoked.ask(wire.STATUS, {}) == "ok"
+
+
+def test_a_client_that_goes_on_with_a_revoked_key_is_closed_and_told_why(daemon: Locked) -> None:
+    keys = daemon.keys["everything-mine"]
+    load = Load(by_key(daemon, "infers"))
+    try:
+        key_file = write_secret(daemon.folder / "revoked", keys)
+        with Client(daemon.tcp, key=str(key_file), server_key=daemon.server) as client:
+            client.metadata("mine")
+            daemon.reload([entry for entry in daemon.entries if entry["name"] != "everything-mine"])
+            told: list[MultitowerError] = []
+            while not told or CONNECT_ERROR not in told[-1].details:
+                assert len(told) < 2 * CLOSED_AFTER, "it goes on for ever"
+                with pytest.raises(MultitowerError) as raised:
+                    client.metadata("mine")
+                told.append(raised.value)
+    finally:
+        load.stop()
+        daemon.reload(daemon.entries)
+    by_message = told[:CLOSED_AFTER]
+    assert {error.reason for error in by_message} == {Reason.UNAUTHENTICATED}
+    assert len({str(error) for error in by_message}) == 1
+    assert "(any more)" in str(by_message[0])
+    # One more request was under way when the connection ended.
+    assert len(told) <= CLOSED_AFTER + 2
+    assert told[-1].details == {CONNECT_ERROR: "key_refused"}
+    assert keys.public in str(told[-1])
+    assert (load.failed, load.answers > 0) == ([], True)
+
+
+@pytest.mark.parametrize(
+    "frames", [[b"", wire.SERVER_LIVE, b"id", b"{}"], [b"", b"malformed"]], ids=["open", "malformed"]
+)
+def test_a_flood_with_a_revoked_key_ends_whatever_it_asks_for(
+    daemon: Locked, closing: Open, frames: list[bytes]
+) -> None:
+    revoked = closing(by_key(daemon, "everything-mine"))
+    assert revoked.ask(wire.SERVER_LIVE, {}) == "ok"
+    monitor = revoked.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    try:
+        daemon.reload([entry for entry in daemon.entries if entry["name"] != "everything-mine"])
+        for _ in range(3 * CLOSED_AFTER):
+            with contextlib.suppress(zmq.Again):  # what fits into the buffers is enough
+                revoked.socket.send_multipart(frames, zmq.NOBLOCK)
+        assert monitor.poll(STEP_S * 1000), "it goes on for ever"
+    finally:
+        revoked.socket.disable_monitor()
+        monitor.close()
+        daemon.reload(daemon.entries)
 
 
 def test_a_principal_is_out_although_the_reload_waits_for_an_order(daemon: Locked, closing: Open) -> None:

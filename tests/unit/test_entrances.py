@@ -135,6 +135,10 @@ class Guarded(FakeFront):
         self.entrance = entrance  # type: ignore[assignment]
         assert self._incoming is not None
         self._incoming.connection = connection
+        self.strangers: list[bytes] = []
+
+    def note_stranger(self, client: bytes) -> None:
+        self.strangers.append(client)
 
 
 GUARDED = sorted(wire.KINDS - {wire.SERVER_LIVE, wire.SERVER_READY})
@@ -157,6 +161,7 @@ def test_what_is_refused_looks_for_no_model(
     ((outcome, id, body),) = front.replies
     assert (outcome, id) == (wire.ERROR, b"id")
     assert wire.load_header(body[0])["error"]["reason"] == reason
+    assert len(front.strangers) == (reason == "unauthenticated")
 
 
 # The ZAP handler.

@@ -53,6 +53,9 @@ class Front:
         self.incoming: list[Incoming] = []
         self.answers: list[tuple[tuple[bytes, ...], Any]] = []
 
+    def note_stranger(self, client: bytes) -> None:
+        """The gateway stays connected, whoever its clients are."""
+
     @property
     def readable(self) -> bool:
         return bool(self.incoming)

@@ -34,7 +34,7 @@ final class KeyErrors {
     static Reachability.Finding keyRefused(Endpoint endpoint, Keys keys) {
         String shown = keys == null ? "" : ", whose public part is " + keys.shownPublicKey();
         String message = "the daemon at " + endpoint + " does not admit this client's key" + shown
-                + ": is it in the daemon's file of principals, and was that reloaded?";
+                + ": is it (still) in the daemon's file of principals, and was that reloaded?";
         return new Reachability.Finding(KEY_REFUSED, message);
     }
 
