@@ -104,12 +104,13 @@ def test_the_values_in_tuning_are_the_defaults(folder: Path) -> None:
         assert getattr(tuning, key) == getattr(least, key)
 
 
-def leaves(part: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
+SCHEMA = schema()
+
+
+def leaves(part: Any = SCHEMA, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every key of the schema that is not a section, with its part of the schema."""
-    tree = schema()
-    part = part if part is not None else tree
     if "$ref" in part:
-        part = tree["$defs"][part["$ref"].rpartition("/")[2]]
+        part = SCHEMA["$defs"][part["$ref"].rpartition("/")[2]]
     if "properties" in part:
         for name, inner in part["properties"].items():
             yield from leaves(inner, f"{path}.{name}" if path else name)
