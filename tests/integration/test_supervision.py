@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -34,20 +35,51 @@ models:
 """
 
 
+COMMANDED = """
+listen: ["{endpoint}"]
+devices: {cpu: 1}
+spares: 0
+restart: {max_restarts: 1000, window: 1s, backoff: {first: 10ms, max: 100ms}}
+models:
+  - {name: m, handler: "handlers:Commanded"}
+  - {name: untried, handler: "handlers:Commanded", retry: 0, quarantine: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A daemon whose only worker may be killed. It does not retry requests of the model `untried`."""
+    with Running(tmp_path_factory.mktemp("commanded"), COMMANDED) as daemon:
+        yield daemon.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A daemon whose two workers may be killed."""
+    with Running(tmp_path_factory.mktemp("pair"), COMMANDED.replace("cpu: 1", "cpu: 2")) as daemon:
+        yield daemon.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def spared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A daemon with a spare, which may be killed, and a worker, which may not."""
+    with Running(tmp_path_factory.mktemp("spared"), config(workers=1, spares=1)) as daemon:
+        yield daemon.wait_ready()
+
+
 def do(command: str) -> dict[str, Any]:
     return {"do": np.array([command])}
 
 
-def test_of_two_batches_only_the_one_that_killed_the_worker_is_suspect(tmp_path: Path) -> None:
+def test_of_two_batches_only_the_one_that_killed_the_worker_is_suspect(commanded: Running) -> None:
     # The second request is sent shortly before the first one ends, and kills before that one's answer may have left.
-    text = config("Commanded", workers=1, model="retry: 0\n    quarantine: 0", more="restart: {max_restarts: 100}")
-    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+    with commanded.client() as client:
         for number in range(3):
             for _ in range(4):
-                client.infer("m", do("sleep 0.1"))  # until its time is known
-            first = client.submit("m", do("sleep 0.1"))
-            second = client.submit("m", do(f"exit {number + 1}"))
-            third = client.submit("m", do("sleep 0.1"))
+                client.infer("untried", do("sleep 0.1"))  # until its time is known
+            first = client.submit("untried", do("sleep 0.1"))
+            second = client.submit("untried", do(f"exit {number + 1}"))
+            third = client.submit("untried", do("sleep 0.1"))
             with pytest.raises(Unavailable, match="the worker died with this request"):
                 second.result(STEP_S)
             assert first.result(STEP_S)["pid"].shape == (1,)
@@ -95,13 +127,14 @@ def test_kill_under_load_loses_nothing_and_the_spare_takes_over(tmp_path: Path) 
         assert daemon.end() == 0
 
 
-def test_a_death_is_seen_though_a_helper_has_the_descriptors_and_the_helper_ends(tmp_path: Path) -> None:
-    with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
+def test_a_death_is_seen_though_a_helper_has_the_descriptors_and_the_helper_ends(commanded: Running) -> None:
+    daemon = commanded
+    with daemon.client() as client:
         pid = int(client.infer("m", do("fork 600"))["pid"][0])
         (helper,) = psutil.Process(pid).children()
         os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
-        daemon.wait_line("worker died", slot=0)
+        daemon.wait_line("worker died", slot=0, pid=pid)
         assert not outliving([helper], STEP_S)
         # The helper sleeps for 10 min: waiting for its descriptors would take far longer than this.
         assert time.monotonic() - killed < 2 * STEP_S
@@ -113,8 +146,10 @@ def test_a_death_is_seen_though_a_helper_has_the_descriptors_and_the_helper_ends
     ("command", "cause"),
     [("segfault", "SIGSEGV"), ("exit 3", "code 3"), ("exit 0", "code 0")],
 )
-def test_a_request_that_kills_workers_is_poisoned_after_its_retry(tmp_path: Path, command: str, cause: str) -> None:
-    with Running(tmp_path, config("Commanded")) as daemon, daemon.wait_ready().client() as client:
+def test_a_request_that_kills_workers_is_poisoned_after_its_retry(pair: Running, command: str, cause: str) -> None:
+    daemon = pair
+    with daemon.client() as client:
+        before, seen = sum(slot["restarts"] for slot in client.status()["slots"]), len(daemon.lines)
         good = [client.submit("m", do("echo")) for _ in range(50)]
         bad = client.submit("m", do(command))
         good += [client.submit("m", do("echo")) for _ in range(50)]
@@ -123,32 +158,35 @@ def test_a_request_that_kills_workers_is_poisoned_after_its_retry(tmp_path: Path
         for future in good:
             future.result(STEP_S)
         daemon.wait_ready()
-        status = client.status()
-        assert sum(slot["restarts"] for slot in status["slots"]) == 2
-        assert cause in daemon.wait_line("worker died")["cause"]
+        assert sum(slot["restarts"] for slot in client.status()["slots"]) == before + 2
+        assert cause in daemon.wait_line("worker died", after=seen)["cause"]
 
 
-def test_without_retry_a_death_is_reported_as_worker_died(tmp_path: Path) -> None:
-    text = config("Commanded", workers=1, model="retry: 0")
-    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+def test_without_retry_a_death_is_reported_as_worker_died(commanded: Running) -> None:
+    with commanded.client() as client:
         with pytest.raises(Unavailable) as raised:
-            client.infer("m", do("exit 9"))
+            client.infer("untried", do("exit 9"))
         assert raised.value.reason == "worker_died"
 
 
-def test_an_exception_of_the_model_costs_no_worker(tmp_path: Path) -> None:
-    with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
+COUNTED = ("batches", "batch_rows", "rows", "failed")
+
+
+def test_an_exception_of_the_model_costs_no_worker(commanded: Running) -> None:
+    with commanded.client() as client:
+        client.infer("m", do("echo"))  # the worker that the last test has killed is back
+        before = client.status()
         with pytest.raises(MultitowerError, match="RuntimeError: no such digit") as raised:
             client.infer("m", do("raise no such digit"))
         assert raised.value.reason == "model_error"
         client.infer("m", do("echo"))
-        status = client.status()
-        assert status["slots"][0]["restarts"] == 0
-        counts = {key: status["models"][0][key] for key in ("batches", "batch_rows", "rows", "failed")}
+        after = client.status()
+        assert after["slots"][0]["pid"] == before["slots"][0]["pid"]
+        counts = {key: after["models"][0][key] - before["models"][0][key] for key in COUNTED}
         assert counts == {"batches": 2, "batch_rows": 2, "rows": 1, "failed": 1}
 
 
-def test_errors_that_no_reply_can_carry_cost_no_worker(tmp_path: Path) -> None:
+def test_errors_that_no_reply_can_carry_cost_no_worker(commanded: Running) -> None:
     expected = {
         "refuse it": ("shape_invalid", "it"),  # its details are left out
         "refuse_deep it": ("shape_invalid", "it"),
@@ -157,7 +195,8 @@ def test_errors_that_no_reply_can_carry_cost_no_worker(tmp_path: Path) -> None:
         "unprintable": ("model_error", "'m' raised Unprintable: (its message cannot be shown)"),
         "sys.exit 3": ("model_error", "'m' raised SystemExit: 3"),
     }
-    with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
+    with commanded.client() as client:
+        pid = int(client.infer("m", do("pid"))["pid"][0])
         for command, (reason, message) in expected.items():
             with pytest.raises(MultitowerError) as raised:
                 client.infer("m", do(command))
@@ -165,14 +204,13 @@ def test_errors_that_no_reply_can_carry_cost_no_worker(tmp_path: Path) -> None:
         with pytest.raises(MultitowerError) as raised:
             client.infer("m", do(f"refuse_own {'long ' * 1000}"))
         assert (raised.value.reason, raised.value.details) == ("shape_invalid", {"field": "x"})
-        client.infer("m", do("echo"))
-        assert client.status()["slots"][0]["restarts"] == 0
+        assert int(client.infer("m", do("pid"))["pid"][0]) == pid
 
 
-def test_output_of_a_worker_goes_to_the_log_with_its_slot(tmp_path: Path) -> None:
-    with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
+def test_output_of_a_worker_goes_to_the_log_with_its_slot(commanded: Running) -> None:
+    with commanded.client() as client:
         client.infer("m", do("shout hear me"))
-        line = daemon.wait_line("hear me", slot=0)
+        line = commanded.wait_line("hear me", slot=0)
         assert line["logger"] == "multitower.worker"
 
 
@@ -232,8 +270,9 @@ def test_a_handler_that_does_not_exist_says_so(tmp_path: Path) -> None:
         assert "Nonsense" in daemon.wait_line("slot failed", slot=0)["cause"]
 
 
-def test_a_dead_spare_is_replaced_and_costs_no_slot(tmp_path: Path) -> None:
-    with Running(tmp_path, config(workers=1, spares=1)) as daemon, daemon.wait_ready().client() as client:
+def test_a_dead_spare_is_replaced_and_costs_no_slot(spared: Running) -> None:
+    daemon = spared
+    with daemon.client() as client:
         daemon.wait(lambda: bool(client.status()["daemon"]["spares"]))
         pid = client.status()["daemon"]["spares"][0]["pid"]
         os.kill(pid, signal.SIGKILL)
@@ -260,8 +299,9 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path, handler: str) -> No
         assert not outliving(children, timeout=30)
 
 
-def test_workers_ignore_the_signals_of_their_process_group(tmp_path: Path) -> None:
-    with Running(tmp_path, config(workers=1, spares=1)) as daemon, daemon.wait_ready().client() as client:
+def test_workers_ignore_the_signals_of_their_process_group(spared: Running) -> None:
+    daemon = spared
+    with daemon.client() as client:
         daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"])
         status = client.status()
         pids = [status["slots"][0]["pid"], status["daemon"]["spares"][0]["pid"]]
@@ -330,11 +370,11 @@ def test_a_drain_has_a_limit(tmp_path: Path) -> None:
             stuck.result(STEP_S)
 
 
-def test_an_answer_given_before_the_death_counts(tmp_path: Path) -> None:
+def test_an_answer_given_before_the_death_counts(commanded: Running) -> None:
     """What a dead worker had sent is read first. The daemon is stopped meanwhile, so that it finds both at once."""
-    text = config("Commanded", workers=1, model="retry: 0")
-    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
-        future = client.submit("m", do("farewell 1"))
+    daemon = commanded
+    with daemon.wait_ready().client() as client:
+        future = client.submit("untried", do("farewell 1"))
         daemon.wait(lambda: client.status()["slots"][0]["depth"] == 1)
         worker = psutil.Process(client.status()["slots"][0]["pid"])
         daemon.signal(signal.SIGSTOP)
