@@ -72,8 +72,8 @@ pub struct Statistics {
     outstanding: AtomicU64,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
-    /// When the certificate ends, in seconds since 1970; `UNKNOWN` without one.
-    certificate_end: AtomicU64,
+    /// When the certificate expires, in seconds since 1970; `UNKNOWN` without one.
+    certificate_expiry: AtomicU64,
     /// Requests by interface and status.
     by_status: Box<[AtomicU64]>,
 }
@@ -89,7 +89,7 @@ impl Default for Statistics {
             outstanding: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
             sent_bytes: AtomicU64::default(),
-            certificate_end: AtomicU64::new(UNKNOWN),
+            certificate_expiry: AtomicU64::new(UNKNOWN),
             by_status: (0..INTERFACES.len() * STATUSES).map(|_| AtomicU64::default()).collect(),
         }
     }
@@ -106,14 +106,14 @@ impl Statistics {
         self.sent_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Notes when the certificate ends, in seconds since 1970.
-    pub fn set_certificate_end(&self, end: Option<u64>) {
-        self.certificate_end.store(end.unwrap_or(UNKNOWN), Relaxed);
+    /// Notes when the certificate expires, in seconds since 1970.
+    pub fn set_certificate_expiry(&self, expiry: Option<u64>) {
+        self.certificate_expiry.store(expiry.unwrap_or(UNKNOWN), Relaxed);
     }
 
-    /// Returns when the certificate ends, in seconds since 1970; None without one, or if its date cannot be read.
-    pub fn certificate_end(&self) -> Option<u64> {
-        Some(self.certificate_end.load(Relaxed)).filter(|&end| end != UNKNOWN)
+    /// Returns when the certificate expires, in seconds since 1970; None without one, or if its date cannot be read.
+    pub fn certificate_expiry(&self) -> Option<u64> {
+        Some(self.certificate_expiry.load(Relaxed)).filter(|&expiry| expiry != UNKNOWN)
     }
 
     /// Returns the requests for inference that have no answer yet.
@@ -145,7 +145,7 @@ impl Statistics {
             outstanding: self.outstanding.load(Relaxed),
             received_bytes: self.received_bytes.load(Relaxed),
             sent_bytes: self.sent_bytes.load(Relaxed),
-            certificate_end: self.certificate_end(),
+            certificate_expiry: self.certificate_expiry(),
             by_status: by_status.collect(),
         }
     }
@@ -160,7 +160,7 @@ pub struct Totals {
     outstanding: u64,
     received_bytes: u64,
     sent_bytes: u64,
-    certificate_end: Option<u64>,
+    certificate_expiry: Option<u64>,
     by_status: Vec<(Interface, usize, u64)>,
 }
 
@@ -192,7 +192,7 @@ impl Totals {
             counts.into_iter().map(|((_, status), (name, count))| json!([name, status, count])).collect();
         json!({"record": "statistics", "connections": self.connections, "requests": self.requests,
                "errors": self.errors, "outstanding": self.outstanding, "received_bytes": self.received_bytes,
-               "sent_bytes": self.sent_bytes, "certificate_not_after": self.certificate_end, "by_status": by_status})
+               "sent_bytes": self.sent_bytes, "certificate_not_after": self.certificate_expiry, "by_status": by_status})
     }
 }
 

@@ -43,7 +43,7 @@ class Counts:
         received_bytes: bytes read from clients.
         sent_bytes: bytes sent to clients.
         by_status: answered requests, by interface and status.
-        certificate_not_after: when its certificate ends, in seconds since 1970; None without one.
+        certificate_not_after: when its certificate expires, in seconds since 1970; None without one.
     """
 
     connections: int = 0

@@ -242,7 +242,7 @@ GATEWAY_SENT: Final = Metric(
 GATEWAY_CERTIFICATE: Final = Metric(
     "multitower_gateway_certificate_not_after_seconds",
     Kind.GAUGE,
-    "When the certificate of the gateway ends, in seconds since 1970. With gateway.tls only.",
+    "When the certificate of the gateway expires, in seconds since 1970. With gateway.tls only.",
 )
 AUTHENTICATION_FAILURES: Final = Metric(
     "multitower_authentication_failures_total",

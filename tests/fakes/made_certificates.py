@@ -36,7 +36,7 @@ class Authority:
         extensions += ["-addext", "basicConstraints=critical,CA:FALSE"]
         return self._make(name, subject, "subjectAltName=DNS:localhost,IP:127.0.0.1", *extensions)
 
-    def issue_ended(self, name: str, began: str, ended: str) -> tuple[Path, Path]:
+    def issue_expired(self, name: str, began: str, ended: str) -> tuple[Path, Path]:
         """Makes a certificate of localhost that is not valid any more; returns its path and its key's.
 
         Args:

@@ -261,8 +261,8 @@ class TestTls:
             kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: m\r\n\r\n")
             assert kept.recv(100).startswith(b"HTTP/1.1 200 OK")
 
-    def test_the_end_of_the_certificate_is_logged_and_in_the_metrics(self, locked: Locked) -> None:
-        """It is that of the first certificate of the file that ends; a date that is near is told at once."""
+    def test_the_expiry_of_the_certificate_is_logged_and_in_the_metrics(self, locked: Locked) -> None:
+        """It is that of the first certificate of the file that expires; a date that is near is told at once."""
         name, now = b"\nmultitower_gateway_certificate_not_after_seconds ", time.time()
 
         def days_left() -> int | None:
@@ -281,12 +281,12 @@ class TestTls:
 
         began, ended = (time.strftime("%Y%m%d%H%M%SZ", time.gmtime(now - days * DAY_S)) for days in (90, 3))
         use(locked.authority.issue("long", days=100), 100, None)
-        line = use(locked.authority.issue("short", days=10), 10, "the certificate ends soon")
+        line = use(locked.authority.issue("short", days=10), 10, "the certificate expires soon")
         assert line["days_left"] in (9, 10), line  # 10 within the second in which it was issued
         issued = (now, time.time())
         assert line["not_after"] in [time.strftime("%Y-%m-%d", time.gmtime(at + 10 * DAY_S)) for at in issued]
         assert line["certificate"] == str(locked.folder / "server.pem")
-        line = use(locked.authority.issue_ended("ended", began, ended), -3, "the certificate has ended")
+        line = use(locked.authority.issue_expired("expired", began, ended), -3, "the certificate has expired")
         assert line["level"] == "warning"
         assert line["days_ago"] == 3, line
         use(locked.authority.issue("last"), 2, None)

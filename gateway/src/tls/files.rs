@@ -14,7 +14,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
 use super::access_list::mode_for_others;
-use super::ending;
+use super::expiry;
 use crate::settings::TlsSettings;
 
 /// Files of certificates are a few kilobytes.
@@ -39,8 +39,8 @@ pub fn stamp(settings: &TlsSettings) -> Stamp {
 /// What the files hold.
 pub struct Loaded {
     pub config: ServerConfig,
-    /// When the certificate ends, or one of those behind it that ends earlier, in seconds since 1970; None if unknown.
-    pub end: Option<u64>,
+    /// When the certificate expires, or one behind it that does so earlier, in seconds since 1970; None if unknown.
+    pub expiry: Option<u64>,
 }
 
 /// Reads the files. `tokens` is whether clients may do without a certificate, since they can show a token.
@@ -49,7 +49,7 @@ pub struct Loaded {
 pub fn load(settings: &TlsSettings, tokens: bool) -> Result<Loaded, String> {
     let provider = Arc::new(default_provider());
     let chain = certificates(&settings.certificate)?;
-    let end = ending::first_end(&chain);
+    let expiry = expiry::first_expiry(&chain);
     let key = private_key(&settings.private_key)?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -71,7 +71,7 @@ pub fn load(settings: &TlsSettings, tokens: bool) -> Result<Loaded, String> {
         config.send_tls13_tickets = 0;
     }
     config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
-    Ok(Loaded { config, end })
+    Ok(Loaded { config, expiry })
 }
 
 fn client_verifier(

@@ -2,7 +2,7 @@
 
 mod access_list;
 mod der;
-mod ending;
+mod expiry;
 mod files;
 mod subject;
 #[cfg(test)]
@@ -27,7 +27,7 @@ use crate::log;
 use crate::peeked::Peeked;
 use crate::settings::{Settings, TlsSettings};
 use crate::statistics::Statistics;
-use ending::Reminder;
+use expiry::Reminder;
 
 /// How long a handshake may take, from the first byte of a connection.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ pub struct Tls {
     /// How long a handshake may take.
     limit: Duration,
     failures: Mutex<Failures>,
-    /// Where it is reported when the certificate ends.
+    /// Where it is reported when the certificate expires.
     statistics: Arc<Statistics>,
 }
 
@@ -81,7 +81,7 @@ impl Tls {
     }
 
     fn new(loaded: files::Loaded, statistics: Arc<Statistics>) -> Self {
-        statistics.set_certificate_end(loaded.end);
+        statistics.set_certificate_expiry(loaded.expiry);
         let config = RwLock::new(Arc::new(loaded.config));
         Self { config, limit: HANDSHAKE, failures: Mutex::default(), statistics }
     }
@@ -90,13 +90,14 @@ impl Tls {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the files again whenever they have changed, and logs it when the certificate ends soon. Never returns.
+    /// Reads the files again whenever they have changed, and logs it when the certificate expires soon. Never returns.
     fn watch(&self, files: &TlsSettings, tokens: bool, first: files::Stamp) {
         let mut watch = Watch { used: first.clone(), seen: first, refused: None };
         let mut reminder = Reminder::default();
         loop {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            if let Some((message, fields)) = reminder.due(self.statistics.certificate_end(), now, &files.certificate) {
+            if let Some((message, fields)) = reminder.due(self.statistics.certificate_expiry(), now, &files.certificate)
+            {
                 log::warning(message, fields);
             }
             thread::sleep(LOOK);
@@ -119,7 +120,7 @@ impl Tls {
         match files::load(files, tokens) {
             Ok(loaded) => {
                 *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded.config);
-                self.statistics.set_certificate_end(loaded.end);
+                self.statistics.set_certificate_expiry(loaded.expiry);
                 log::info("the certificate was read again: its files have changed", json!({}));
             }
             Err(cause) => {

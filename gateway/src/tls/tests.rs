@@ -115,7 +115,7 @@ async fn changed_files_are_used_once_they_are_whole_and_fit() {
     let mut watch = Watch { used: stamp.clone(), seen: stamp, refused: None };
     let first = shown(&tls, &certificates).await;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let days_left = || (tls.statistics.certificate_end().unwrap() + 3600 - now) / 86_400;
+    let days_left = || (tls.statistics.certificate_expiry().unwrap() + 3600 - now) / 86_400;
     assert_eq!(days_left(), 2);
     assert!(!tls.look(&settings, true, &mut watch), "nothing has changed");
     // A certificate without its key, half of a certificate, none at all, a key that others can read.

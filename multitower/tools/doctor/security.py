@@ -23,7 +23,7 @@ from multitower.tools.doctor.findings import Finding, Level, with_number
 
 SECTION: Final = "security"
 SOON: Final = timedelta(days=30)
-"""A certificate that ends within this time is a warning."""
+"""A certificate that expires within this time is a warning."""
 
 FAST_S: Final = 250e-6
 """For computing a public key from a secret one. libsodium takes some 30 µs on a core of 2024. TweetNaCl is written to

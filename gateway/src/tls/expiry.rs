@@ -1,4 +1,4 @@
-//! When certificates end (RFC 5280, section 4.1), and when the log says so.
+//! When certificates expire (RFC 5280, section 4.1), and when the log says so.
 
 use std::path::Path;
 
@@ -16,15 +16,15 @@ const VERSION: u8 = 0xa0;
 
 const DAY_S: u64 = 86_400;
 
-/// A certificate that ends within this time is worth a warning.
+/// A certificate that expires within this time is worth a warning.
 const SOON_S: u64 = 14 * DAY_S;
 
-/// Returns when the first of these certificates ends, in seconds since 1970; None if one has a date that cannot be read.
-pub fn first_end(chain: &[CertificateDer<'_>]) -> Option<u64> {
+/// Returns when the first of these certificates expires, in seconds since 1970; None if a date cannot be read.
+pub fn first_expiry(chain: &[CertificateDer<'_>]) -> Option<u64> {
     chain.iter().map(|certificate| not_after(certificate)).collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
-/// Returns when a certificate ends, in seconds since 1970; 0 if that was earlier.
+/// Returns when a certificate expires, in seconds since 1970; 0 if that was earlier.
 fn not_after(mut certificate: &[u8]) -> Option<u64> {
     let mut certificate = take(&mut certificate, SEQUENCE)?;
     let mut body = take(&mut certificate, SEQUENCE)?;
@@ -64,43 +64,43 @@ fn date_of(seconds: u64) -> String {
     time.split_once('T').map_or_else(String::new, |(date, _)| date.to_owned())
 }
 
-/// What the log has said about the end of the certificate.
+/// What the log has said about the expiry of the certificate.
 #[derive(Default)]
 pub struct Reminder {
-    /// The end that it was about, whether that had passed, and when it was said.
+    /// The expiry that it was about, whether that had passed, and when it was said.
     said: Option<(u64, bool, u64)>,
 }
 
 impl Reminder {
-    /// Returns a warning to log, and its fields, if the certificate has ended or ends soon: at once what is new, and
+    /// Returns a warning to log, and its fields, if the certificate has expired or expires soon: at once what is new, and
     /// otherwise once a day.
     ///
-    /// Args: when the certificate ends, if that is known, and the present time, in seconds since 1970; its file.
-    pub fn due(&mut self, end: Option<u64>, now: u64, file: &Path) -> Option<(&'static str, Value)> {
-        let end = end?;
-        let ended = end <= now;
-        if !ended && end - now >= SOON_S {
+    /// Args: when the certificate expires, if that is known, and the present time, in seconds since 1970; its file.
+    pub fn due(&mut self, expiry: Option<u64>, now: u64, file: &Path) -> Option<(&'static str, Value)> {
+        let expiry = expiry?;
+        let expired = expiry <= now;
+        if !expired && expiry - now >= SOON_S {
             return None;
         }
         match self.said {
             // Not before it was said either: the clock was set back since.
-            Some((said_end, said_ended, at))
-                if (said_end, said_ended) == (end, ended) && (at..at + DAY_S).contains(&now) =>
+            Some((said_expiry, said_expired, at))
+                if (said_expiry, said_expired) == (expiry, expired) && (at..at + DAY_S).contains(&now) =>
             {
                 None
             }
             _ => {
-                self.said = Some((end, ended, now));
-                let (file, date) = (file.to_string_lossy(), date_of(end));
-                Some(if ended {
-                    let days = (now - end) / DAY_S;
+                self.said = Some((expiry, expired, now));
+                let (file, date) = (file.to_string_lossy(), date_of(expiry));
+                Some(if expired {
+                    let days = (now - expiry) / DAY_S;
                     (
-                        "the certificate has ended: clients refuse it",
+                        "the certificate has expired: clients refuse it",
                         json!({"certificate": file, "not_after": date, "days_ago": days}),
                     )
                 } else {
-                    let days = (end - now) / DAY_S;
-                    ("the certificate ends soon", json!({"certificate": file, "not_after": date, "days_left": days}))
+                    let days = (expiry - now) / DAY_S;
+                    ("the certificate expires soon", json!({"certificate": file, "not_after": date, "days_left": days}))
                 })
             }
         }
@@ -156,8 +156,8 @@ mod tests {
 
     #[test]
     fn the_first_end_of_a_chain_counts() {
-        let certificate = |version: bool, end: &str| {
-            let validity = [element(UTC_TIME, b"260101000000Z"), element(UTC_TIME, end.as_bytes())].concat();
+        let certificate = |version: bool, expiry: &str| {
+            let validity = [element(UTC_TIME, b"260101000000Z"), element(UTC_TIME, expiry.as_bytes())].concat();
             let mut body = if version { element(VERSION, &element(INTEGER, &[2])) } else { vec![] };
             for part in [element(INTEGER, &[7]), element(SEQUENCE, &[]), element(SEQUENCE, &[1; 200])] {
                 body.extend(part);
@@ -168,43 +168,43 @@ mod tests {
         };
         let [late, early] = [certificate(true, "261202120000Z"), certificate(false, "261202110000Z")];
         let broken = certificate(true, "soon");
-        assert_eq!(first_end(std::slice::from_ref(&late)), Some(1_796_212_800));
-        assert_eq!(first_end(&[late.clone(), early]), Some(1_796_209_200));
-        assert_eq!(first_end(&[late, broken]), None);
-        assert_eq!(first_end(&[]), None);
+        assert_eq!(first_expiry(std::slice::from_ref(&late)), Some(1_796_212_800));
+        assert_eq!(first_expiry(&[late.clone(), early]), Some(1_796_209_200));
+        assert_eq!(first_expiry(&[late, broken]), None);
+        assert_eq!(first_expiry(&[]), None);
     }
 
     #[test]
     fn the_log_says_what_is_new_at_once_and_what_is_known_once_a_day() {
-        let end = 1_796_212_800; // 2026-12-02 12:00
+        let expiry = 1_796_212_800; // 2026-12-02 12:00
         let mut reminder = Reminder::default();
-        let mut said = |end: u64, now: u64| {
-            let (message, fields) = reminder.due(Some(end), now, Path::new("/c.pem"))?;
+        let mut said = |expiry: u64, now: u64| {
+            let (message, fields) = reminder.due(Some(expiry), now, Path::new("/c.pem"))?;
             let days = fields.get("days_left").or(fields.get("days_ago")).and_then(Value::as_u64);
             Some((message, fields["not_after"].as_str().map(str::to_owned), days))
         };
-        let soon = |date: &str, days| Some(("the certificate ends soon", Some(date.to_owned()), Some(days)));
-        let ended =
-            |days| Some(("the certificate has ended: clients refuse it", Some("2026-12-02".to_owned()), Some(days)));
-        for (end, now, expected) in [
-            (end, end - 15 * DAY_S, None),
-            (end, end - SOON_S, None),
-            (end, end - SOON_S + 1, soon("2026-12-02", 13)),
-            (end, end - SOON_S + 2, None),
-            (end, end - SOON_S + DAY_S, None),
-            (end, end - SOON_S + DAY_S + 1, soon("2026-12-02", 12)),
+        let soon = |date: &str, days| Some(("the certificate expires soon", Some(date.to_owned()), Some(days)));
+        let expired =
+            |days| Some(("the certificate has expired: clients refuse it", Some("2026-12-02".to_owned()), Some(days)));
+        for (expiry, now, expected) in [
+            (expiry, expiry - 15 * DAY_S, None),
+            (expiry, expiry - SOON_S, None),
+            (expiry, expiry - SOON_S + 1, soon("2026-12-02", 13)),
+            (expiry, expiry - SOON_S + 2, None),
+            (expiry, expiry - SOON_S + DAY_S, None),
+            (expiry, expiry - SOON_S + DAY_S + 1, soon("2026-12-02", 12)),
             // Another certificate.
-            (end - DAY_S, end - SOON_S + DAY_S + 2, soon("2026-12-01", 11)),
-            (end, end - 1, soon("2026-12-02", 0)),
-            (end, end, ended(0)),
-            (end, end + DAY_S - 1, None),
-            (end, end + DAY_S, ended(1)),
+            (expiry - DAY_S, expiry - SOON_S + DAY_S + 2, soon("2026-12-01", 11)),
+            (expiry, expiry - 1, soon("2026-12-02", 0)),
+            (expiry, expiry, expired(0)),
+            (expiry, expiry + DAY_S - 1, None),
+            (expiry, expiry + DAY_S, expired(1)),
             // It was replaced, and the clock was set back.
-            (end + 90 * DAY_S, end + DAY_S + 1, None),
-            (end, end - 1, soon("2026-12-02", 0)),
-            (end, end - DAY_S, soon("2026-12-02", 1)),
+            (expiry + 90 * DAY_S, expiry + DAY_S + 1, None),
+            (expiry, expiry - 1, soon("2026-12-02", 0)),
+            (expiry, expiry - DAY_S, soon("2026-12-02", 1)),
         ] {
-            assert_eq!(said(end, now), expected, "{} s before its end", end as i64 - now as i64);
+            assert_eq!(said(expiry, now), expected, "{} s before its expiry", expiry as i64 - now as i64);
         }
     }
 
