@@ -281,8 +281,31 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def load_header(data: bytes) -> dict[str, Any]:
+def check_kind(size: int) -> None:
+    """Checks the size of a kind in bytes, before it is copied.
+
+    Raises:
+        InvalidRequest: `kind_unknown` over `MAX_KIND_BYTES`.
+    """
+    if size > MAX_KIND_BYTES:
+        raise make(Reason.KIND_UNKNOWN, f"unknown kind of {size} bytes; this daemon speaks {VERSION}", field="kind")
+
+
+def check_header(size: int) -> None:
+    """Checks the size of a header in bytes, before it is copied.
+
+    Raises:
+        InvalidRequest: `too_large` over `MAX_HEADER_BYTES`.
+    """
+    if size > MAX_HEADER_BYTES:
+        raise make(Reason.TOO_LARGE, f"the header has {size} bytes; the limit is {MAX_HEADER_BYTES}", field="header")
+
+
+def load_header(data: Any) -> dict[str, Any]:
     """Parses a header frame, strictly: a JSON object in UTF-8. An empty frame is `{}`.
+
+    Args:
+        data: the frame; `bytes`, or where it is large another object with the buffer protocol.
 
     Raises:
         InvalidRequest: `too_large` over `MAX_HEADER_BYTES`; `malformed` for anything that is not one JSON object in
@@ -290,14 +313,9 @@ def load_header(data: bytes) -> dict[str, Any]:
     """
     if not data:
         return {}
-    if len(data) > MAX_HEADER_BYTES:
-        raise make(
-            Reason.TOO_LARGE,
-            f"the header has {len(data)} bytes; the limit is {MAX_HEADER_BYTES}",
-            field="header",
-        )
+    check_header(len(data))
     try:
-        value = _DECODER.decode(data.decode("utf-8"))
+        value = _DECODER.decode(str(data, "utf-8"))
     except UnicodeDecodeError as error:
         refuse(f"the header is not UTF-8 (byte {error.start})")
     except json.JSONDecodeError as error:

@@ -116,7 +116,7 @@ class ControlSocket:
         Returns:
             The error with which it has been answered at once; None if it is carried out, or has been.
         """
-        kind, id = bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES]
+        kind, id = _cut(body[0], wire.MAX_KIND_BYTES + 1), _cut(body[1], wire.MAX_ID_BYTES)
         operation, peer = OPERATIONS.get(kind), NOBODY
         # `done` may be kept for hours, so it holds these and not the message.
         address, connection = incoming.address, incoming.connection
@@ -149,9 +149,10 @@ class ControlSocket:
             _check_role(front, peer, operation)
             if front is not self.front and not front.takes_orders:
                 raise _taken_elsewhere(kind)
+            wire.check_kind(len(body[0]))
             if len(body) > 3 and kind in _TAKEN:
                 raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
-            header = wire.load_header(bytes(body[2])) if len(body) > 2 else {}
+            header = wire.load_header(body[2]) if len(body) > 2 else {}
             _check(front, peer, operation, header)
             recheck = functools.partial(self._check_again, front, peer, address, connection, operation, header)
             self._begin(kind, header, done, recheck)
@@ -232,6 +233,11 @@ class ControlSocket:
 
         version = report.version if report is not None and any(parse_version(header)) else ""
         self._recorder.start(name, version, count, ends_at, done)
+
+
+def _cut(frame: Any, limit: int) -> bytes:
+    """The beginning of a frame of any size."""
+    return bytes(memoryview(frame)[:limit])
 
 
 def _check_role(front: FrontSocket, peer: Peer, operation: Operation | None) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.containment import ErrorLog
@@ -97,9 +98,12 @@ class Admission:
             sizes.append(frame_size)
             size += frame_size
         if len(address) > 1:
-            size += sum(map(len, address))  # the queue holds them as well, and they may be as large as tensors
+            size += sum(map(len, address))  # the queue holds them as well
         self.check_size(size + len(header))
-        plan = self._planner.plan(header if type(header) is bytes else bytes(header))
+        if type(header) is not bytes:  # it is large
+            wire.check_header(len(header))
+            header = bytes(header)
+        plan = self._planner.plan(header)
         try:
             if self._unread.total >= self._unread.half:
                 self.check_unread(front, address, plan.model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
@@ -25,7 +25,7 @@ from ..security.handles import ANONYMOUS_HANDLE
 from ..security.operation_table import OPERATIONS, ORDERS
 from ..security.peers import NOBODY, Peer
 from .admission import Admission
-from .front_socket import FrontSocket, Incoming, internal_error
+from .front_socket import MAX_HOP_BYTES, MAX_HOPS, FrontSocket, Incoming, internal_error
 from .observers import MAX_READ_BYTES, RequestObserver
 from .recent import RefusedRequests
 from .request_plans import RequestPlanner
@@ -36,6 +36,11 @@ BURST = 256
 
 BURST_S = 0.005
 """The same in seconds: reading a large header that is not cached takes milliseconds."""
+
+_NO_DELIMITER: Final = (
+    f"no empty delimiter frame before the request, behind at most {MAX_HOPS - 1} address frames of at most "
+    f"{MAX_HOP_BYTES} bytes"
+)
 
 QueryAnswerer = Callable[[bytes, dict[str, Any], float], dict[str, Any]]
 """Takes the kind of a query, its header and monotonic seconds; returns the reply's header, or raises a refusal."""
@@ -134,11 +139,12 @@ class Clients:
                 if not peer.authenticated:
                     front.note_stranger(address[0])  # whatever it asks for
             if body is None:
-                raise make(Reason.MALFORMED, "no empty delimiter frame before the request", field="envelope")
+                raise make(Reason.MALFORMED, _NO_DELIMITER, field="envelope")
             if len(body) < 2:
                 raise make(Reason.MALFORMED, "a request has at least a kind and an id", field="id")
             kind = body[0]
             id = _checked_id(body[1])
+            wire.check_kind(len(kind))
             if entrance is not None:
                 self._handle_guarded(front, entrance, incoming, peer, id, body)
             elif kind == wire.INFER:
@@ -193,6 +199,7 @@ class Clients:
                 self._answer_other(front, address, id, body, peer, authorisation)
                 return
             if len(body) > 2:  # otherwise it is malformed
+                wire.check_header(len(body[2]))
                 refusal = authorisation.check_infer(peer, bytes(body[2]))
                 if refusal is not None:
                     raise refusal
@@ -228,7 +235,7 @@ class Clients:
         self._admission.check_size(sum(map(len, body)))
         if len(body) != 3:
             raise make(Reason.MALFORMED, "the request has a header frame behind its id, and no other", field="header")
-        header = wire.load_header(bytes(body[2]))
+        header = wire.load_header(body[2])
         entrance.access.authenticator.answer(header, functools.partial(front.answer, incoming.address, id))
 
     def _reject(
@@ -271,7 +278,7 @@ class Clients:
         self._admission.check_size(sum(map(len, body)))
         if len(body) > 3:
             raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
-        header = wire.load_header(bytes(body[2])) if len(body) == 3 else {}
+        header = wire.load_header(body[2]) if len(body) == 3 else {}
         if peer is not None and authorisation is not None:
             operation = OPERATIONS[kind]
             refusal = authorisation.check(peer, operation, operation.model_in(header))

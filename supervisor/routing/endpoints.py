@@ -21,6 +21,7 @@ from typing import Final
 
 import zmq
 
+from multitower import wire
 from multitower.addresses import literal_version
 from multitower.durations import exact_duration
 from multitower.message_stream import BUFFER_BYTES
@@ -47,6 +48,9 @@ RUNTIME_DIR: Final = "runtime_dir"
 
 CONTROL_CONNECTIONS: Final = 32
 """Connections that the control endpoint may have, beside those of clients."""
+
+CONTROL_MESSAGE_BYTES: Final = 2 * wire.MAX_HEADER_BYTES
+"""What a message to the control endpoint may have, whatever requests may: an order is hardly more than a header."""
 
 GATEWAY_CONNECTIONS: Final = 256
 """Those of the gateway in addition: at most 64 threads, with two connections each, while another process takes over."""
@@ -185,7 +189,9 @@ class Endpoints:
             stack.callback(self.control_connections.close)
             open_private = functools.partial(self._open_ipc, connections=self.control_connections)
             entrance = ControlEntrance(access, lambda: self.gateway_pids()) if access is not None else None
-            self.control = open_private(self._control_endpoint, entrance=entrance)
+            self.control = open_private(
+                self._control_endpoint, entrance=entrance, max_message_size=CONTROL_MESSAGE_BYTES
+            )
             stack.callback(self.control.close)
             self.gateway: FrontSocket | None = None
             if for_gateway:

@@ -27,6 +27,9 @@ log = logging.getLogger("multitower.router")
 MAX_HOPS = 16
 """Address frames before the delimiter: the client's own, and one for each intermediary."""
 
+MAX_HOP_BYTES = 255
+"""Of one of them: an identity of ZeroMQ has no more. They are kept with a request, and sent back with its reply."""
+
 MAX_FRAMES = MAX_HOPS + 4 + wire.MAX_INPUTS + 1
 """Frames of a message that are kept: one more than any valid one has, so that a message with too many is noticed."""
 
@@ -44,7 +47,8 @@ class Incoming:
 
     Attributes:
         address: the frames before the delimiter, which lead back to the client; the first one names its connection.
-        body: the frames behind the delimiter; None without a delimiter behind at most `MAX_HOPS` frames.
+        body: the frames behind the delimiter; None without a delimiter behind at most `MAX_HOPS` frames of at most
+            `MAX_HOP_BYTES`.
         connection: the property of its connection that the front socket's entrance needs to find the sender; None where
             there is none.
     """
@@ -234,7 +238,7 @@ def reply_bytes(address: Sequence[bytes], body: Sequence[Any]) -> tuple[int, int
     """
     small, large = REPLY_OVERHEAD, 0
     if len(address) > 1:
-        small += sum(map(len, address)) - len(address[0])  # of proxies, of any size
+        small += sum(map(len, address)) - len(address[0])  # of proxies
     for frame in body:
         size = len(frame)
         if size < tensors.BULKY_BYTES:
@@ -265,8 +269,10 @@ def incoming(name: bytes, message: list[Any], start: int, connection: str | None
     """
     if len(message) > start and not message[start]:  # no intermediary, as nearly always
         return Incoming((name,), message[start + 1 :], connection)
-    for index in range(start + 1, min(len(message), MAX_HOPS + start)):
-        if len(message[index]) == 0:
-            # A large frame is a view, which cannot be hashed; the scheduler finds requests by their address.
-            return Incoming((name, *map(bytes, message[start:index])), message[index + 1 :], connection)
+    for index in range(start, min(len(message), MAX_HOPS + start)):
+        size = len(message[index])
+        if size == 0:
+            return Incoming((name, *message[start:index]), message[index + 1 :], connection)
+        if size > MAX_HOP_BYTES:
+            break
     return Incoming((name,), None, connection)

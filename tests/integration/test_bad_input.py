@@ -12,7 +12,7 @@ import zmq
 from running import Running
 
 from multitower import wire
-from multitower.supervisor.routing.front_socket import MAX_HOPS
+from multitower.supervisor.routing.front_socket import MAX_HOP_BYTES, MAX_HOPS
 from multitower.tensors import BULKY_BYTES
 
 CONFIG = """
@@ -172,8 +172,8 @@ def test_an_invalid_envelope_gets_one_typed_error(case: str, socket: zmq.Socket[
     good(socket)
 
 
-SIZES = [1, 255, 256, BULKY_BYTES - 1, BULKY_BYTES, BULKY_BYTES + 1]
-"""Of address frames, around those at which frames are written or kept in another way."""
+SIZES = [1, MAX_HOP_BYTES]
+"""Of address frames."""
 
 
 @pytest.mark.parametrize("kind", ["ipc", "tcp"])
@@ -199,13 +199,37 @@ def test_a_request_gets_one_answer_whatever_address_is_before_its_delimiter(
         assert not socket.poll(0)
 
 
-@pytest.mark.parametrize("size", [1 << 20, 2 << 20])
-def test_an_address_that_is_larger_than_a_message_gets_an_error(size: int, socket: zmq.Socket[bytes]) -> None:
-    socket.send_multipart([bytes([1]) * size, b"", wire.INFER, b"1", header(), X, N])
-    reply = socket.recv_multipart()
-    assert reply[-3] == wire.ERROR
-    assert json.loads(reply[-1])["error"]["reason"] in ("too_large", "malformed")
+@pytest.mark.parametrize("kind", [wire.INFER, wire.STATUS, wire.RELOAD])
+@pytest.mark.parametrize("size", [MAX_HOP_BYTES + 1, BULKY_BYTES, 2 << 20])
+def test_an_address_that_no_proxy_has_gets_an_error(kind: bytes, size: int, socket: zmq.Socket[bytes]) -> None:
+    for address in ([bytes([1]) * size], [b"proxy", bytes([1]) * size]):
+        socket.send_multipart([*address, b"", kind, b"1", header(), X, N])
+        delimiter, outcome, id, body = socket.recv_multipart()
+        assert (delimiter, outcome, id) == (b"", wire.ERROR, b"")
+        error = json.loads(body)["error"]
+        assert (error["reason"], error["details"]["field"]) == ("malformed", "envelope")
     good(socket)
+
+
+@pytest.mark.parametrize("where", ["clients", "control"])
+@pytest.mark.parametrize(
+    ("large", "reason"), [("kind", "kind_unknown"), ("header", "too_large"), ("frames", "malformed")]
+)
+def test_what_no_request_has_is_refused_whatever_its_kind(
+    where: str, large: str, reason: str, daemon: Running, socket: zmq.Socket[bytes]
+) -> None:
+    if where == "control":
+        socket.disconnect(daemon.endpoint)
+        socket.connect(f"ipc://{daemon.runtime_dir}/control.sock")
+    kind = bytes(BULKY_BYTES) if large == "kind" else wire.SERVER_LIVE
+    body = b"{" + b" " * wire.MAX_HEADER_BYTES if large == "header" else b"{}"
+    # Far more frames than are kept.
+    socket.send_multipart([b"", kind, b"1", body, *[b"x"] * (50_000 if large == "frames" else 0)])
+    delimiter, outcome, id, reply = socket.recv_multipart()
+    assert (delimiter, outcome, id) == (b"", wire.ERROR, b"1")
+    assert json.loads(reply)["error"]["reason"] == reason
+    socket.send_multipart([b"", wire.SERVER_LIVE, b"2"])
+    assert socket.recv_multipart()[1:3] == [wire.OK, b"2"]
 
 
 def test_a_frame_over_twice_the_limit_closes_only_its_own_connection(

@@ -20,7 +20,7 @@ from multitower import wire
 from multitower.supervisor.loop.reactor import Reactor
 from multitower.supervisor.routing import router_front
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.front_socket import Incoming
+from multitower.supervisor.routing.front_socket import MAX_FRAMES, MAX_HOP_BYTES, MAX_HOPS, Incoming
 from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
@@ -177,14 +177,37 @@ def test_small_frames_beside_large_ones_count_too(sockets: Sockets) -> None:
 
 def test_the_addresses_of_proxies_count_as_unread_like_what_follows_them(sockets: Sockets) -> None:
     client, _ = sockets.client()
-    proxy = bytes(MAX_MESSAGE // 2)
-    client.send_multipart([proxy, b"", wire.SERVER_LIVE, b"1"])
+    proxies = [bytes([1]) * MAX_HOP_BYTES] * (MAX_HOPS - 1)
+    client.send_multipart([*proxies, b"", wire.SERVER_LIVE, b"1"])
     address = sockets.receive().address
-    count = (40 << 20) // len(proxy)
+    assert address[1:] == tuple(proxies)
+    count = (40 << 20) // sum(map(len, proxies))
     for _ in range(count):
         sockets.front.answer(address, b"1", {})
     assert sockets.front.receive() is None  # what is collected is written
     assert sockets.unread.total > 10 << 20, "the kernel and the client's libzmq have the rest of 40 MiB"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [[b"proxy"] * MAX_HOPS, [bytes([1]) * (MAX_HOP_BYTES + 1)], [b"proxy", bytes([1]) * BULKY_BYTES]],
+    ids=["too many frames", "a frame too large", "a bulky frame"],
+)
+def test_an_address_that_no_proxy_has_is_not_kept(sockets: Sockets, address: list[bytes]) -> None:
+    client, own = sockets.client()
+    client.send_multipart([*address, b"", wire.SERVER_LIVE, b"1"])
+    incoming = sockets.receive()
+    assert (incoming.address, incoming.body) == (own, None)
+
+
+def test_of_a_message_with_too_many_frames_no_more_are_kept(sockets: Sockets) -> None:
+    client, _ = sockets.client()
+    client.send_multipart([b"", wire.SERVER_LIVE, b"1", *[b""] * (2 * MAX_FRAMES)])
+    body = sockets.receive().body
+    assert body is not None
+    assert MAX_FRAMES - 2 <= len(body) < MAX_FRAMES
+    client.send_multipart([b"", wire.SERVER_LIVE, b"2"])
+    assert sockets.receive().body == [wire.SERVER_LIVE, b"2"]
 
 
 def test_what_a_client_left_unread_counts_no_more_once_it_has_left(sockets: Sockets) -> None:

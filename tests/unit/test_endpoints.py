@@ -33,7 +33,7 @@ from multitower.supervisor.loop.runtime_dir import HeldError
 from multitower.supervisor.routing import acceptor, tcp_listener
 from multitower.supervisor.routing import endpoints as endpoints_module
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.endpoints import Endpoints, problem_kind
+from multitower.supervisor.routing.endpoints import CONTROL_MESSAGE_BYTES, Endpoints, problem_kind
 from multitower.supervisor.routing.front_socket import FrontSocket
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
@@ -66,6 +66,31 @@ def test_the_front_sockets_and_the_control_socket_are_bound_and_removed(folder: 
         assert endpoints.control.endpoint == f"ipc://{endpoints.runtime.control_socket}"
         assert (folder / "front.sock").is_socket()
     assert files(folder) == []
+
+
+def test_a_message_to_the_control_socket_is_small_whatever_requests_may_have(folder: Path) -> None:
+    listen = [f"ipc://{folder}/front.sock"]
+    unread, until = UnreadReplies(1 << 30, 30.0), time.monotonic() + 60.0
+    with (
+        closing(Endpoints(listen, folder / "run", 64 << 20, unread, 0, Connections(100))) as endpoints,
+        Accepting(endpoints.control_connections),
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as client,
+    ):
+        client.set(zmq.LINGER, 0)
+        client.connect(endpoints.control.endpoint)
+        monitor = client.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        client.send_multipart([b"", b"kind", b"1", *[bytes(64 << 10)] * 160])
+        while (incoming := endpoints.control.receive()) is None:
+            assert time.monotonic() < until
+        assert incoming.body is not None
+        assert CONTROL_MESSAGE_BYTES < sum(map(len, incoming.body)) < CONTROL_MESSAGE_BYTES + (65 << 10)
+        client.send_multipart([b"", b"kind", b"2", bytes(2 * CONTROL_MESSAGE_BYTES + 1)])
+        while not monitor.poll(1):
+            assert endpoints.control.receive() is None
+            assert time.monotonic() < until
+        client.disable_monitor()
+        monitor.close()
 
 
 @pytest.mark.parametrize(
