@@ -28,6 +28,7 @@ WINDOW = 64
 
 ANSWER_S = 60.0
 MAX_HOPS = 16
+MAX_HOP_BYTES = 255
 FORBIDDEN = (
     *(Reason.WORKER_DIED, Reason.POISONED, Reason.NO_WORKER, Reason.QUEUE_FULL),
     *(Reason.MODEL_ERROR, Reason.OUTPUT_INVALID, Reason.INTERNAL_ERROR, Reason.REPLY_DROPPED),
@@ -45,6 +46,8 @@ def expected_reply(message: Message) -> Key:
             body = message[index + 1 :]
             readable = len(body) >= 2 and 0 < len(body[1]) <= wire.MAX_ID_BYTES
             return tuple(message[:index]), body[1] if readable else b""
+        if len(frame) > MAX_HOP_BYTES:
+            break
     return (), b""
 
 
