@@ -143,7 +143,7 @@ class ControlSocket:
 
         try:
             peer = self._find_sender(front, address, connection)
-            origin = peer.origin or self._origin_of_unknown(front, incoming)
+            origin = self._origin(front, peer, connection)
             if refusal is not None:
                 raise refusal
             _check_role(front, peer, operation)
@@ -189,10 +189,11 @@ class ControlSocket:
             return refusal
         return None
 
-    def _origin_of_unknown(self, front: FrontSocket, incoming: Incoming) -> str:
+    def _origin(self, front: FrontSocket, peer: Peer, connection: str | None) -> str:
         if front.entrance is not None:
-            return front.entrance.origin_of_unknown(incoming.connection)
-        return "" if front is self.front else front.endpoint  # without `security` nothing else is known
+            return front.entrance.origin(peer, connection)
+        # Without `security`, of a client over tcp only the address is known.
+        return peer.origin or ("" if front is self.front else connection or front.endpoint)
 
     def _begin(self, kind: bytes, header: dict[str, Any], done: _Answer, recheck: Recheck) -> None:
         if kind == wire.RELOAD and header.get("dry_run") is True:

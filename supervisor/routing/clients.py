@@ -187,7 +187,7 @@ class Clients:
             and not peer.authenticated
             and (front.interface != GATEWAY or address[-1] == ANONYMOUS_HANDLE)
         ):
-            origin = entrance.origin_of_unknown(incoming.connection)
+            origin = entrance.origin(peer, incoming.connection)
             access.failures.add(front.interface, entrance.failure, origin, now)
         if kind in ORDERS:
             self._pass_order(front, incoming, body, refusal)

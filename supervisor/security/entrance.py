@@ -40,13 +40,14 @@ class Entrance:
     def __init__(self, access: AccessControl) -> None:
         self.access = access
 
-    def origin_of_unknown(self, connection: str | None) -> str:
-        """Where a message came from whose sender nobody knows, for the log; empty where that is not known either.
+    def origin(self, peer: Peer, connection: str | None) -> str:
+        """Where a message came from, for the log; empty where that is not known.
 
         Args:
+            peer: who has sent it.
             connection: see `identify`.
         """
-        return ""
+        return peer.origin
 
     @abstractmethod
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
@@ -74,9 +75,14 @@ class CurveEntrance(Entrance):
     of_connection = USER_ID
     failure = Failure.UNKNOWN_KEY
 
-    def origin_of_unknown(self, connection: str | None) -> str:
-        """See `Entrance.origin_of_unknown`: the public key, by which the operator finds out whose it was."""
-        return f"key {connection}" if connection else ""
+    def origin(self, peer: Peer, connection: str | None) -> str:
+        """See `Entrance.origin`: the address; of nobody also the public key, which tells the operator whose it was."""
+        key, _, address = (connection or "").partition(" ")
+        if peer.authenticated:
+            return address or peer.origin
+        if not key:
+            return ""
+        return f"key {key} at {address}" if address else f"key {key}"
 
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
         """See `Entrance.identify`; nobody who has chosen the name of the connection.

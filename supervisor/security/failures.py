@@ -15,7 +15,7 @@ LOGGED_AT_ONCE: Final = 10
 LOGGED_PER_S: Final = 0.1
 """Lines of the log for failed authentications: so many at once after a pause, and then so many a second."""
 
-MAX_SOURCE: Final = 64
+MAX_SOURCE: Final = 128
 """Characters of a source that are logged."""
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from fnmatch import translate
 from typing import Final
 
+from multitower.curve_keys import KEY_CHARACTERS
+
 from ..config.principals import ANONYMOUS, Principal, Principals, Role
 
 MAX_LOCAL: Final = 1024
@@ -139,8 +141,8 @@ class Peers:
         self._by_key = {key: peer_of(principal, "tcp") for key, principal in principals.by_key.items()}
 
     def by_key(self, user_id: str | None) -> Peer:
-        """The peer for the `User-Id` of a message: the CURVE key of its connection."""
-        return NOBODY if user_id is None else self._by_key.get(user_id, NOBODY)
+        """The peer for the `User-Id` of a message: it begins with the CURVE key of the peer; see `zap.USER_ID`."""
+        return NOBODY if user_id is None else self._by_key.get(user_id[:KEY_CHARACTERS], NOBODY)
 
     def local(self, address: str | None) -> Peer:
         """The peer for the `Peer-Address` of a message from a local socket.

@@ -27,7 +27,7 @@ DOMAIN: Final = b"multitower"
 """The domain of all sockets that use CURVE. It must not be empty: libzmq would not insist on a handler."""
 
 USER_ID: Final = "User-Id"
-"""The property of a connection with what the handler calls its peer: the key in Z85."""
+"""The property of a connection with what the handler calls its peer: the key in Z85, a space, and its address."""
 
 BURST: Final = 64
 """Requests that are answered before other sockets and timers get their turn."""
@@ -37,6 +37,7 @@ _CURVE: Final = b"CURVE"
 _OK: Final = b"200"
 _DENIED: Final = b"400"
 _KEY_BYTES: Final = 32
+_MAX_ADDRESS_BYTES: Final = 64
 _MAX_FRAMES: Final = 16
 _FIRST_CREDENTIAL: Final = 8  # of the frames, counted from the ROUTER's own
 
@@ -94,7 +95,7 @@ class ZapHandler:
         if domain == DOMAIN and mechanism == _CURVE and len(key) == _KEY_BYTES:
             encoded: bytes = z85.encode(key)
             if self._access.peers.by_key(encoded.decode("ascii")).authenticated:
-                user_id = encoded
+                user_id = encoded + b" " + bytes(address)[:_MAX_ADDRESS_BYTES]
         if not user_id:
             source = bytes(address).decode("utf-8", "replace")
             self._access.failures.add("mt1", Failure.UNKNOWN_KEY, source, time.monotonic())

@@ -269,7 +269,7 @@ def test_an_order_by_a_command_is_written_with_the_principal(daemon: Locked, tmp
     seen = len(daemon.lines)
     assert CliRunner(env=environment).invoke(commands.multitower, ["reload"]).exit_code == Exit.OK
     line = daemon.wait_line("audit: reload by operates: ok", STEP_S, after=seen)
-    assert (line["from"], line["outcome"]) == ("tcp", "ok")
+    assert (line["from"], line["outcome"]) == ("127.0.0.1", "ok")
     # The key is not used over ipc: there the kernel says who it is.
     assert (
         CliRunner(env=environment).invoke(commands.multitower, ["reload", "--endpoint", daemon.endpoint]).exit_code == 0
@@ -281,7 +281,7 @@ def test_a_refused_order_over_tcp_leaves_a_line(daemon: Locked, closing: Open) -
     assert closing(by_key(daemon, "observes")).ask(wire.RELOAD, {}) == Reason.FORBIDDEN
     # Written now, or before: other tests of this file may have used up the lines of this principal.
     line = daemon.wait_line("audit: reload by observes: forbidden", STEP_S)
-    assert (line["principal"], line["from"], line["outcome"]) == ("observes", "tcp", "forbidden")
+    assert (line["principal"], line["from"], line["outcome"]) == ("observes", "127.0.0.1", "forbidden")
 
 
 def test_a_principal_with_some_models_does_not_learn_the_names_of_others(daemon: Locked, closing: Open) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from multitower.supervisor.security.failures import LOGGED_AT_ONCE, LOGGED_PER_S, Failure, Failures
+from multitower.supervisor.security.failures import LOGGED_AT_ONCE, LOGGED_PER_S, MAX_SOURCE, Failure, Failures
 
 
 def fields(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def test_every_failure_is_counted_and_few_are_logged(caplog: pytest.LogCaptureFi
         failures.add("mt1", Failure.UNKNOWN_KEY, "10.0.0.2:" + "9" * 1000, 0.0)
     lines = fields(caplog)
     assert len(lines) == LOGGED_AT_ONCE - 1
-    assert all(len(line["from"]) <= 64 for line in lines)
+    assert all(len(line["from"]) <= MAX_SOURCE for line in lines)
     failures.add("mt1", Failure.UNKNOWN_KEY, "10.0.0.2:1", 1 / LOGGED_PER_S)
     (line,) = fields(caplog)
     assert line["not_logged"] == 1000 - LOGGED_AT_ONCE + 1

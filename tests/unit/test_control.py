@@ -121,6 +121,8 @@ def test_every_order_is_written_with_who_gave_it(
     assert tuple(event.get(field) for field in fields) == expected
 
 
+CURVE_ADDRESS = "192.0.2.1"
+TCP_ADDRESS = "192.0.2.1:51234"
 KEYS = {name: make_keys().public for name in ("operates", "operates-mine", "observes", "revoked")}
 PRINCIPALS = Principals(
     [
@@ -150,7 +152,8 @@ def order(
         history, body = EventHistory(), [kind, b"id", header]
         front = FakeFront(0, body, entrance=entrance)
         control = make_control(folder, FakeFront(0), history)
-        incoming = Incoming((b"\0name",), list(body), None if who is None else KEYS[who])
+        connection = TCP_ADDRESS if who is None else f"{KEYS[who]} {CURVE_ADDRESS}"
+        incoming = Incoming((b"\0name",), list(body), connection)
         refused = control.take(cast(FrontSocket, front), incoming, list(body), refusal)
     (answer,) = front.answers
     assert getattr(answer, "reason", None) == getattr(refused, "reason", None)
@@ -161,7 +164,7 @@ def order(
 def test_an_operator_gives_orders_over_tcp(tmp_path: Path) -> None:
     answer, event = order(tmp_path, wire.RELOAD, b'{"dry_run": true}', "operates")
     assert answer == {"dry_run": True}
-    assert (event["message"], event["from"]) == ("audit: reload by operates: ok", "tcp")
+    assert (event["message"], event["from"]) == ("audit: reload by operates: ok", CURVE_ADDRESS)
     answer, event = order(tmp_path, wire.RESTART, b'{"slot": 99}', "operates")
     assert (answer.reason, event["slot"]) == ("slot_unknown", 99)
 
@@ -169,11 +172,11 @@ def test_an_operator_gives_orders_over_tcp(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "who", "reason", "origin"),
     [
-        (wire.RELOAD, "observes", "forbidden", "tcp"),
-        (wire.RELOAD, "operates-mine", "forbidden", "tcp"),
-        (wire.LOAD, "operates-mine", "forbidden", "tcp"),
+        (wire.RELOAD, "observes", "forbidden", CURVE_ADDRESS),
+        (wire.RELOAD, "operates-mine", "forbidden", CURVE_ADDRESS),
+        (wire.LOAD, "operates-mine", "forbidden", CURVE_ADDRESS),
         (wire.RECORD, "revoked", "unauthenticated", "key"),
-        (wire.UNLOAD, None, "kind_unknown", FakeFront.endpoint),
+        (wire.UNLOAD, None, "kind_unknown", TCP_ADDRESS),
     ],
 )
 def test_what_is_refused_over_tcp_is_written_with_who_asked(
@@ -181,7 +184,7 @@ def test_what_is_refused_over_tcp_is_written_with_who_asked(
 ) -> None:
     answer, event = order(tmp_path, kind, b'{"model_name": "m", "dry_run": true}', who)
     assert answer.reason == reason
-    origin = f"key {KEYS['revoked']}" if origin == "key" else origin
+    origin = f"key {KEYS['revoked']} at {CURVE_ADDRESS}" if origin == "key" else origin
     assert (event["kind"], event["outcome"], event["from"]) == ("audit", reason, origin)
     assert event["principal"] == ("anonymous" if who in (None, "revoked") else who)
     if reason == "kind_unknown":

@@ -34,6 +34,7 @@ from multitower.supervisor.security.zap import BURST, DOMAIN, ENDPOINT, ZapHandl
 
 KEYS = make_keys()
 ONE = Principal("one", frozenset({Role.INFER}), models=("mine",), public_keys=(KEYS.public,))
+USER_ID = f"{KEYS.public} 192.0.2.1"
 OWN = f"localhost:{os.geteuid()}:0:4711"
 OTHERS = f"localhost:{os.geteuid() + 1}:0:4712"
 
@@ -48,11 +49,20 @@ def access() -> Iterator[AccessControl]:
 def test_over_tcp_the_key_says_who_it_is(access: AccessControl) -> None:
     entrance = CurveEntrance(access)
     assert entrance.of_connection == "User-Id"
-    assert entrance.identify(ADDRESS, KEYS.public).principal is ONE
-    for other in (make_keys().public, None, OWN):
+    assert entrance.identify(ADDRESS, USER_ID).principal is ONE
+    for other in (f"{make_keys().public} 192.0.2.1", None, OWN, f" {KEYS.public}", KEYS.public[:-1], "192.0.2.1"):
         assert entrance.identify(ADDRESS, other) is NOBODY
     access.apply(Principals())
-    assert entrance.identify(ADDRESS, KEYS.public) is NOBODY
+    assert entrance.identify(ADDRESS, USER_ID) is NOBODY
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", ""])
+def test_over_tcp_the_address_says_where_from_and_of_nobody_the_key_too(access: AccessControl, address: str) -> None:
+    entrance, connection = CurveEntrance(access), f"{KEYS.public} {address}"
+    assert entrance.origin(entrance.identify(ADDRESS, connection), connection) == (address or "tcp")
+    unknown = f"key {KEYS.public} at {address}" if address else f"key {KEYS.public}"
+    assert entrance.origin(NOBODY, connection) == unknown
+    assert entrance.origin(NOBODY, None) == ""
 
 
 @pytest.mark.parametrize("name", [b"x", b"name", b"names", b"\0name.", b"\0\1\2\3\4\5"])
@@ -204,8 +214,8 @@ KEY = z85.decode(KEYS.public)
 GOOD = (b"1.0", b"7", DOMAIN, b"192.0.2.1", b"", b"CURVE", KEY)
 
 
-def test_a_key_of_a_principal_is_admitted_under_its_name(asking: Asking) -> None:
-    assert asking.ask(*GOOD) == [b"", b"1.0", b"7", b"200", b"OK", KEYS.public.encode(), b""]
+def test_a_key_of_a_principal_is_admitted_under_its_name_and_address(asking: Asking) -> None:
+    assert asking.ask(*GOOD) == [b"", b"1.0", b"7", b"200", b"OK", USER_ID.encode(), b""]
 
 
 @pytest.mark.parametrize(
