@@ -60,7 +60,8 @@ Done = Callable[[dict[str, Any] | MultitowerError], None]
 
 
 Recheck = Callable[[], MultitowerError | None]
-"""Called when the turn of an order has come: returns why its giver may not give it any more; None if they still may."""
+"""Called when an order has waited: for its turn, or for files. Returns why its giver may not give it any more; None if
+they still may."""
 
 
 class Order:
@@ -70,6 +71,7 @@ class Order:
         begin: called when the order's turn has come; it, or a later step, calls `end`.
         done: called once with the answer.
         ended: called once after `done`.
+        recheck: see `Recheck`; None for an order of the daemon's own.
 
     Attributes:
         begun: the order's turn has come.
@@ -77,12 +79,15 @@ class Order:
             callable that ends the order, and calls it at once, or once nothing of the order is in progress any more.
     """
 
-    def __init__(self, begin: Callable[[Order], None], done: Done, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, begin: Callable[[Order], None], done: Done, ended: Callable[[], None], recheck: Recheck | None = None
+    ) -> None:
         self.begun = False
         self.on_defect: Callable[[Callable[[], None]], None] | None = None
         self._begin = begin
         self._done = done
         self._ended = ended
+        self._recheck = recheck
         self._failed = False
         self._answered = False
 
@@ -90,6 +95,16 @@ class Order:
         """Carries out the first step; the order may end before this returns."""
         self.begun = True
         self.guard(self._begin)(self)
+
+    def check_giver(self) -> None:
+        """Decides again whether the order may be given.
+
+        Raises:
+            MultitowerError: its giver may not give it any more.
+        """
+        refusal = self._recheck() if self._recheck is not None else None
+        if refusal is not None:
+            raise refusal
 
     def guard(self, step: Callable[P, None]) -> Callable[P, None]:
         """Returns a callable that runs a step of this order and ends the order where the step raises.
@@ -172,7 +187,7 @@ class OrderQueue:
             message = f"{self._max_waiting} orders wait already"
             done(make(Reason.TOO_MANY_ORDERS, message, retry_after_ms=RETRY_AFTER_MS))
             return
-        self._orders.append(Order(functools.partial(self._begin, begin, recheck), done, self._order_ended))
+        self._orders.append(Order(functools.partial(self._begin, begin), done, self._order_ended, recheck))
         self._advance()
 
     def read_files(
@@ -189,7 +204,7 @@ class OrderQueue:
             background: runs the step.
             order: the order, which is being carried out.
             job: reads the files.
-            then: the next step; gets what `job` returned or raised.
+            then: the next step; gets what `job` returned or raised. Not called if the order may not be given any more.
             limit_s: seconds until the order ends.
 
         Raises:
@@ -207,7 +222,11 @@ class OrderQueue:
             if self._reading is not None and self._reading[0] is order:
                 self._reading = None
             self._stuck.discard(order)
-            order.guard(then)(outcome)
+            order.guard(go_on)(outcome)
+
+        def go_on(outcome: T | Exception) -> None:
+            order.check_giver()  # reading may have taken a minute
+            then(outcome)
 
         background.run(job, read)
 
@@ -233,12 +252,10 @@ class OrderQueue:
 
         order.guard(give_up)()
 
-    def _begin(self, begin: Callable[[Order], None], recheck: Recheck | None, order: Order) -> None:
+    def _begin(self, begin: Callable[[Order], None], order: Order) -> None:
         if not self._lifecycle.running:
             raise stopping()
-        refusal = recheck() if recheck is not None else None
-        if refusal is not None:
-            raise refusal
+        order.check_giver()
         begin(order)
 
     def _order_ended(self) -> None:

@@ -327,3 +327,16 @@ def test_orders_whose_files_do_not_answer_do_not_pile_up_threads(queue: OrderQue
     queue.submit(read, answers.append)
     jobs.ended.pop()()
     assert answers[-1] == {}, "one of them has ended, so that files are read again"
+
+
+def test_an_order_is_decided_again_once_its_files_have_been_read(queue: OrderQueue) -> None:
+    jobs, answers, applied = DelayedJobs(), list[Answer](), list[Order]()
+    allowed = [None, make(Reason.FORBIDDEN, "it may not any more")]
+
+    def read(order: Order) -> None:
+        queue.read_files(cast(BackgroundJobs, jobs), order, dict, lambda _: applied.append(order), 60.0)
+
+    queue.submit(read, answers.append, recheck=lambda: allowed.pop(0))
+    assert answers == []
+    jobs.ended.pop()()
+    assert (reasons(answers), applied, queue.busy) == (["forbidden"], [], False)
