@@ -272,7 +272,7 @@ def test_small_replies_count_however_many_connections_get_them_in_turn(
     size: int, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(router_front, "MAX_RECENT", 2)
-    clients = [sockets.client() for _ in range(7)]
+    clients = [sockets.client() for _ in range(4)]
     small = bytes(size)
     # More than what the client's own queue and the kernel hold, which by default keeps 4 MB of a tcp connection.
     turns = (8 << 20) // size

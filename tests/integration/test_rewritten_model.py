@@ -1,32 +1,26 @@
-"""A SavedModel without version folders whose files are replaced while it serves under load."""
+"""A SavedModel without version folders whose weights are replaced while two workers serve it under load."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flow import paced_flow
+from light_models import make_package, write_model
 from running import STEP_S, Running, multitower
 
 from multitower import Client
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
-    import tensorflow as tf
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 CONFIG = """
 listen: ["{endpoint}"]
 devices: {cpu: 2}
 spares: 0
-watch: {interval: 100ms, settle: 500ms}
+watch: {interval: 100ms, settle: 200ms}
 restart: {max_restarts: 1, window: 1h}
 models: [{name: m, path: model, batching: {max_batch_size: 8}, queue: {timeout: 10m}}]
 """
@@ -35,17 +29,9 @@ models: [{name: m, path: model, batching: {max_batch_size: 8}, queue: {timeout: 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    for value in (1.0, 2.0, 3.0):
-        save(folder / f"{value:.0f}", value)
+    for factor in (1, 2, 3):
+        write_model(folder / str(factor), factor)
     return folder
-
-
-def save(folder: Path, value: float) -> None:
-    module = tf.Module()
-    module.weights = tf.Variable(tf.fill([100_000], value))
-    spec = tf.TensorSpec([None, 1], tf.int64, name="x")
-    times = tf.function(lambda x: {"x": x * tf.cast(module.weights[0], tf.int64)}, input_signature=[spec])
-    tf.saved_model.save(module, str(folder), signatures={"serving_default": times.get_concrete_function()})
 
 
 def move_over(made: Path, number: int, folder: Path) -> None:
@@ -69,7 +55,7 @@ def factors(client: Client) -> set[int]:
 def daemon(tmp_path_factory: pytest.TempPathFactory, made: Path) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("rewritten")
     shutil.copytree(made / "1", folder / "model")
-    with Running(folder, CONFIG) as running:
+    with Running(folder, CONFIG, environment=make_package(folder / "package")) as running:
         yield running.wait_ready()
 
 
