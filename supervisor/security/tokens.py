@@ -191,8 +191,11 @@ class TokenVerifier:
         if not self._fingerprinted:
             return False
         hashes = self._hashes_of(check.name)
-        compared = (*hashes, *self._dummies[len(hashes) :])
-        return sum(hashed.may_match(check.secret) for hashed in compared) == 0  # looks at all of them, in any case
+        fits = sum(hashed.may_match(check.secret) for hashed in hashes)  # looks at all of them, in any case
+        # With the name: what fits for one that no principal has would otherwise fit for all of those, and so tell which
+        # names there are, and have a comparison made for each.
+        token = f"{check.name}.{check.secret}"
+        return fits + sum(dummy.may_match(token) for dummy in self._dummies[len(hashes) :]) == 0
 
     def _refuse_at_sight(self, check: _Check) -> Refusal:
         wait_s = _bucket_of(self._guessing, check.source, now := self._clock()).take(now)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from multitower import bearer_tokens
 from multitower.bearer_tokens import TokenHash, hash_secret, new_token
 from multitower.supervisor.config.principals import Principal, Role
 from multitower.supervisor.loop.background import BackgroundJobs
@@ -349,6 +350,26 @@ def test_who_has_found_out_a_fingerprint_is_limited_as_without(
     assert {outcome for _, outcome in scene.pop()} == {WRONG}
     scene.ask("a.found")
     assert scene.pop() == [("a.found", Refusal(Failure.TOO_MANY, retry_after_s=2.0, of_source=True))]
+
+
+def test_what_fits_for_a_name_that_no_principal_has_tells_nothing_about_other_names(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(tokens, "dummy_hash", bearer_tokens.dummy_hash)
+    monkeypatch.setattr(bearer_tokens, "_FINGERPRINT_BYTES", 1)  # so that one that fits is soon found
+    monkeypatch.setattr(tokens, "_compare", lambda secret, *_: compared.append(secret))
+    scene.verifier.set_principals({"a": principal("a", (hash_secret("a"),))})
+    for number in range(10_000):
+        scene.ask(f"nobody.guess{number}")
+        scene.run()
+        if compared:
+            break
+    found = compared.pop()
+    for number in range(100):
+        scene.ask(f"nobody{number}.{found}", f"10.0.1.{number}:1")
+        scene.run()
+    assert len(compared) < 10
 
 
 def test_fingerprints_are_not_looked_at_while_one_is_missing(scene: Scene, fingerprinted: dict[str, TokenHash]) -> None:
