@@ -38,11 +38,12 @@ def mode_for_others(descriptor: int, status: os.stat_result) -> int:
         entries = list(_entries(os.getxattr(descriptor, _ATTRIBUTE)))
     except (OSError, ValueError):  # there is no list, or none that can be read: the mode counts
         return mode
-    allowed = granted = 0
+    allowed = next((permissions & 7 for tag, permissions, _ in entries if tag == _MASK), None)
+    if allowed is None:  # it names nobody, so the group's bits of the mode are the group's own
+        return mode
+    granted = 0
     for tag, permissions, number in entries:
-        if tag == _MASK:
-            allowed = permissions & 7
-        elif tag in (_GROUP_OF_FILE, _GROUP) or (tag == _USER and number not in (0, os.geteuid())):
+        if tag in (_GROUP_OF_FILE, _GROUP) or (tag == _USER and number not in (0, os.geteuid())):
             granted |= permissions & 7
     return mode & ~stat.S_IRWXG | (allowed & granted) << 3
 

@@ -175,6 +175,17 @@ def test_what_the_mask_of_a_list_takes_away_does_not_count() -> None:
     read(SECURITY)
 
 
+@pytest.mark.parametrize("entries", [[(0x01, 6, -1), (0x04, 4, -1), (OTHERS, 0, -1)], []], ids=["minimal", "empty"])
+def test_a_list_without_a_mask_takes_nothing_from_the_mode(
+    entries: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Linux's own file systems keep no such list; one over the network or in a user's process may show it.
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    monkeypatch.setattr(os, "getxattr", lambda *_: value)
+    Path("server.key_secret").chmod(0o640)
+    assert f"others may use {Path.cwd()}/server.key_secret (mode 0640)" in refused(SECURITY)
+
+
 def test_a_public_key_in_place_of_the_secret_one_is_told_apart_before_its_mode() -> None:
     Path("server.key_secret").write_text(f'public-key = "{KEY}"\n')
     Path("server.key_secret").chmod(0o644)

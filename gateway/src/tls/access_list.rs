@@ -40,23 +40,24 @@ fn read(file: &File) -> Option<Vec<u8>> {
     Some(list)
 }
 
-/// Returns what a list grants to others than root and `user`, 0 to 7; None if it cannot be read.
+/// Returns what a list grants to others than root and `user`, 0 to 7; None if it cannot be read, or has no mask: then it
+/// names nobody, and the group's bits of the mode are the group's own.
 fn granted(list: &[u8], user: u32) -> Option<u32> {
     let (entries, rest) = list.strip_prefix(&VERSION)?.as_chunks::<8>();
     if !rest.is_empty() {
         return None;
     }
-    let (mut allowed, mut granted) = (0, 0);
+    let (mut allowed, mut granted) = (None, 0);
     for &[tag_low, tag_high, permissions_low, _, number @ ..] in entries {
         let (tag, permissions) = (u16::from_le_bytes([tag_low, tag_high]), u32::from(permissions_low) & 7);
         match tag {
-            MASK => allowed = permissions,
+            MASK => allowed = Some(permissions),
             USER if [0, user].contains(&u32::from_le_bytes(number)) => {}
             USER | GROUP_OF_FILE | GROUP => granted |= permissions,
             _ => {}
         }
     }
-    Some(allowed & granted)
+    Some(allowed? & granted)
 }
 
 #[cfg(test)]
@@ -96,6 +97,14 @@ mod tests {
         let whole = list(&[(USER, 4, ME), (MASK, 4, NOBODY_NAMED)]);
         for wrong in [&whole[1..], &whole[..whole.len() - 1], &[], &[3, 0, 0, 0]] {
             assert_eq!(granted(wrong, ME), None);
+        }
+    }
+
+    #[test]
+    fn a_list_without_a_mask_takes_nothing_from_the_mode() {
+        let own = [(OWNER, 6, NOBODY_NAMED), (GROUP_OF_FILE, 4, NOBODY_NAMED), (OTHERS, 0, NOBODY_NAMED)];
+        for entries in [&own[..], &[]] {
+            assert_eq!(granted(&list(entries), ME), None);
         }
     }
 
