@@ -79,7 +79,7 @@ def _gateway(config: Config) -> Iterator[str]:
 
 def _access(config: Config) -> Iterator[str]:
     """Lines about who gets in, and what may lock somebody out; none without `security` and TLS."""
-    from multitower.supervisor.config.principals import unmatched
+    from multitower.supervisor.config.principals import unmatched, without_fingerprint
 
     if config.security is not None and config.principals is not None:
         principals = config.principals.by_name.values()
@@ -94,6 +94,8 @@ def _access(config: Config) -> Iterator[str]:
         names = [model.name for model in config.models]
         for name, patterns in unmatched(config.principals, names).items():
             yield f"note: {name}: {', '.join(patterns)} matches no model of this configuration"
+        if old := without_fingerprint(config.principals):
+            yield f"note: {', '.join(old)}: a token_hash without f=, so wrong tokens can make others at an address wait"
     tls = config.gateway.tls if config.gateway is not None else None
     if tls is not None:
         from datetime import UTC, datetime

@@ -89,6 +89,18 @@ class Principals:
     __hash__ = None  # type: ignore[assignment]  # it holds mappings
 
 
+def without_fingerprint(principals: Principals) -> list[str]:
+    """Returns the names of principals with a token's hash that has no fingerprint.
+
+    While there is one, no fingerprint is looked at: wrong tokens of one client can make others at its address wait.
+    """
+    return [
+        name
+        for name, each in principals.by_name.items()
+        if any(hashed.fingerprint is None for hashed in each.token_hashes)
+    ]
+
+
 def unmatched(principals: Principals, models: Iterable[str]) -> dict[str, list[str]]:
     """Returns the names and patterns that match no model, by principal: most are mistakes of writing.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_gpus import UUIDS, FakeGpus
 from made_security import make_keys, make_security, write_certificate, write_principals
 
+from multitower.bearer_tokens import hash_secret
 from multitower.exit_codes import Exit
 
 TEXT = """\
@@ -59,7 +61,9 @@ def test_a_correct_configuration_is_summarized(folder: Path) -> None:
 
 def test_who_gets_in_is_shown_and_what_locks_somebody_out(folder: Path) -> None:
     entry = {"roles": ["infer"], "public_key": make_keys().public}
-    make_security(folder, [{"name": "one", "models": ["digits", "thumb-*"], **entry}])
+    old = str(replace(hash_secret("x" * 43), fingerprint=None))
+    with_token = {"name": "old", "token_hash": old, "roles": ["infer"]}
+    make_security(folder, [{"name": "one", "models": ["digits", "thumb-*"], **entry}, with_token])
     certificate, key = write_certificate(folder)
     (folder / "x.yaml").write_text(f"""{TEXT}
 listen: ["tcp://0.0.0.0:5555"]
@@ -69,9 +73,10 @@ gateway: {{http: "0.0.0.0:8000", tls: {{certificate: {certificate}, private_key:
     done = check(folder, "x.yaml")
     assert done.returncode == Exit.OK, done.stderr
     lines = done.stdout.splitlines()
-    at = lines.index("  access   CURVE; principals: 1 (1 with a key, 0 with a token)")
+    at = lines.index("  access   CURVE; principals: 2 (1 with a key, 1 with a token)")
     assert lines[at + 1] == "           note: one: thumb-* matches no model of this configuration"
-    assert f"TLS: {certificate} " in lines[at + 2]
+    assert lines[at + 2].startswith("           note: old: a token_hash without f=")
+    assert f"TLS: {certificate} " in lines[at + 3]
     write_principals(folder / "principals.yaml", [])
     assert "note: without a principal nobody is let in over tcp, HTTP and gRPC" in check(folder, "x.yaml").stdout
 

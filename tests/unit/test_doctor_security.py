@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fake_daemon import FakeDaemon
 from made_security import make_keys, write_principals
 
 from multitower import curve_keys
+from multitower.bearer_tokens import hash_secret
 from multitower.supervisor.config.loading import load
 from multitower.tools.doctor import endpoints, gateway, packages, security
 from multitower.tools.doctor.certificates import CertificateError, Validity, read_validities
@@ -227,6 +229,16 @@ def test_a_pattern_that_matches_no_model_is_a_warning(tmp_path: Path, key: Path)
     text = f"security: {{curve: {{secret_key: {key}}}, principals: {principals}}}\nlisten: ['tcp://0.0.0.0:5555']\n"
     warnings = [each.text for each in findings_of(tmp_path, text) if each.level is Level.WARNING]
     assert warnings == ["one: rest-* matches no model of this configuration"]
+
+
+def test_a_hash_without_a_fingerprint_is_a_warning(tmp_path: Path, key: Path) -> None:
+    new = hash_secret("x" * 43)
+    hashes = {"new": str(new), "old": [str(new), str(replace(new, fingerprint=None))]}
+    entries = [{"name": name, "roles": ["infer"], "token_hash": hashed} for name, hashed in hashes.items()]
+    principals = write_principals(tmp_path / "principals.yaml", entries)
+    text = f"security: {{curve: {{secret_key: {key}}}, principals: {principals}}}\nlisten: ['tcp://0.0.0.0:5555']\n"
+    (warning,) = [each for each in findings_of(tmp_path, text) if each.level is Level.WARNING]
+    assert warning.text.startswith("old: a token_hash without f=")
 
 
 # Others.

@@ -17,7 +17,7 @@ import zmq
 
 from multitower.account_names import user_name
 from multitower.supervisor.config.config import Config
-from multitower.supervisor.config.principals import unmatched
+from multitower.supervisor.config.principals import unmatched, without_fingerprint
 from multitower.tools.doctor.certificates import CertificateError, read_validities
 from multitower.tools.doctor.findings import Finding, Level, with_number
 
@@ -51,6 +51,9 @@ def findings(config: Config) -> Iterator[Finding]:
         for name, patterns in unmatched(config.principals, [model.name for model in config.models]).items():
             text = f"{name}: {', '.join(patterns)} matches no model of this configuration"
             yield Finding(SECTION, Level.WARNING, text, f"correct `models` of {name} in {config.security.principals}")
+        if old := without_fingerprint(config.principals):
+            text = f"{', '.join(old)}: a token_hash without f=, so wrong tokens can make others at an address wait"
+            yield Finding(SECTION, Level.WARNING, text, "`multitower keys hash` makes a new hash of the same token")
     tls = config.gateway.tls if config.gateway is not None else None
     if tls is not None:
         yield from guarded_findings("the gateway's private key", tls.private_key)
