@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from load import Load
 from memory_cgroup import MemoryGroup, memory_group
-from running import Running, multitower
+from running import Running, look_at_each, multitower
 
 from multitower.supervisor.machine.resources import INTERVAL_S
 
@@ -39,7 +39,7 @@ def group() -> Iterator[MemoryGroup]:
 
 def limit_above_use(daemon: Running, group: MemoryGroup, more: int) -> None:
     """Leaves the daemon and its workers some MiB more than they have now."""
-    used = sum(process.memory_info().rss for process in daemon.remember())
+    used = sum(look_at_each(daemon.remember(), lambda process: process.memory_info().rss).values())
     group.limit(used + daemon.status()["daemon"]["rss_bytes"] + more * MIB)
     # The daemon reads its limits once a second (`INTERVAL_S`), and nothing tells when it has.
     time.sleep(4 * INTERVAL_S)

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from amount import amount
-from running import STEP_S, Running, outliving
+from running import STEP_S, Running, look_at_each, outliving
 
 from multitower import Client
 
@@ -68,11 +68,8 @@ def has_running_guardian(daemon: Running) -> bool:
 
 def has_zombies(daemon: Running) -> bool:
     """Whether the daemon has a child that has ended; those of a handler are its own."""
-    for child in psutil.Process(daemon.process.pid).children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.status() == psutil.STATUS_ZOMBIE:
-                return True
-    return False
+    children = psutil.Process(daemon.process.pid).children()
+    return psutil.STATUS_ZOMBIE in look_at_each(children, psutil.Process.status).values()
 
 
 def test_random_kills_leave_no_process(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from load import Load
-from running import STEP_S, Running
+from running import STEP_S, Running, look_at_each
 
 from multitower import Client, ModelError, MultitowerError, Poisoned
 
@@ -222,6 +222,6 @@ def killed_alone(daemon: Running, at_least: int) -> list[psutil.Process]:
     daemon.signal(signal.SIGKILL)
     until = time.monotonic() + STEP_S / 2
     while alive := [child for child in children if is_running(child)]:
-        assert time.monotonic() < until, f"still there: {[child.cmdline() for child in alive]}"
+        assert time.monotonic() < until, f"still there: {look_at_each(alive, psutil.Process.cmdline)}"
         time.sleep(0.01)
     return children

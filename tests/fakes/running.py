@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psutil
 
 from multitower import Client
+
+Found = TypeVar("Found")
 
 HANDLERS = Path(__file__).parent / "handlers.py"
 START_S = 240.0
@@ -174,13 +176,8 @@ class Running:
         return children
 
     def children(self, name: str) -> list[psutil.Process]:
-        """The child processes of this name. A child that ends between the two looks is left out."""
-        found = []
-        for child in self.remember():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if child.name() == name:
-                    found.append(child)
-        return found
+        """The child processes of this name. A child that ends meanwhile is left out."""
+        return [child for child, found in look_at_each(self.remember(), psutil.Process.name).items() if found == name]
 
     def signal(self, number: signal.Signals) -> None:
         """Sends the daemon a signal."""
@@ -206,6 +203,22 @@ def multitower(*arguments: str, daemon: Running) -> subprocess.CompletedProcess[
     """Runs a command of the command line on the daemon."""
     command = [sys.executable, "-m", "multitower", *arguments, "--endpoint", daemon.endpoint]
     return subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+
+
+def look_at_each(
+    processes: Iterable[psutil.Process], look: Callable[[psutil.Process], Found]
+) -> dict[psutil.Process, Found]:
+    """Returns what each process is found to have. A process that has ended, or ends meanwhile, is left out.
+
+    Args:
+        processes: any; between the call that listed them and this one, some may have ended.
+        look: such as `psutil.Process.cmdline`.
+    """
+    found: dict[psutil.Process, Found] = {}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            found[process] = look(process)
+    return found
 
 
 def outliving(processes: Iterable[psutil.Process], timeout: float) -> list[psutil.Process]:

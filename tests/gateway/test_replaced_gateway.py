@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ import psutil
 import pytest
 from gateway_scene import GatewayScene
 from gateway_stand_in import write_program
+from running import look_at_each
 
 from multitower.supervisor.gateway.run import GatewayState
 
@@ -26,12 +26,8 @@ def stack() -> Iterator[ExitStack]:
 
 def processes(program: Path) -> set[int]:
     """The pids of the processes of the stand-in."""
-    found = set()
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # also one that has ended and is not reaped yet
-            if str(program) in child.cmdline():
-                found.add(child.pid)
-    return found
+    found = look_at_each(psutil.Process().children(), psutil.Process.cmdline)
+    return {child.pid for child, command in found.items() if str(program) in command}
 
 
 def test_a_second_replacement_waits_for_the_end_of_the_first_process(stack: ExitStack, tmp_path: Path) -> None:

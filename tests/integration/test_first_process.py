@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from running import STEP_S, Running, outliving
+from running import STEP_S, Running, look_at_each, outliving
 
 from multitower import Client
 
@@ -55,8 +55,9 @@ def first_process(unshare: int) -> psutil.Process:
 
 def with_inner_pid(unshare: int, pid: int) -> psutil.Process:
     """The process that has this process id in the namespace."""
-    for process in psutil.Process(unshare).children(recursive=True):
-        status = Path(f"/proc/{process.pid}/status").read_text()
+    children = psutil.Process(unshare).children(recursive=True)
+    statuses = look_at_each(children, lambda process: Path(f"/proc/{process.pid}/status").read_text())
+    for process, status in statuses.items():
         numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
         if int(numbers[-1]) == pid:
             return process

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running import Running
+from running import Running, look_at_each
 
 from multitower.supervisor.workers.bootstrap import ORIGIN, ORIGIN_PID
 
@@ -40,7 +40,8 @@ def spares(daemon: Running) -> list[str]:
 
 def titles(daemon: Running) -> dict[str, psutil.Process]:
     """The daemon's children, by what `ps` shows."""
-    return {" ".join(child.cmdline()).rstrip(): child for child in daemon.remember()}
+    found = look_at_each(daemon.remember(), psutil.Process.cmdline)
+    return {" ".join(command).rstrip(): child for child, command in found.items()}
 
 
 def environment(pid: int) -> dict[str, str]:
@@ -60,7 +61,9 @@ def test_each_process_of_the_daemon_has_a_title(daemon: Running) -> None:
 
 
 def test_names_stay_what_they_were(daemon: Running) -> None:
-    found = {title: child.name() for title, child in titles(daemon).items()}
+    children = titles(daemon)
+    names = look_at_each(children.values(), psutil.Process.name)
+    found = {title: names.get(child) for title, child in children.items()}
     assert found["multitower: worker 0 cpu:0"] == "mt-worker-0"
     assert found["multitower: spare"] == "mt-spare"
     assert found["multitower: guardian"] == "mt-guardian"
