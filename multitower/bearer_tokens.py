@@ -5,9 +5,9 @@ however many principals there are. The secret has 256 random bits. A hash is wri
 use: `$scrypt$ln=14,r=8,p=1,f=9c3e$SALT$HASH`. `ln` is the binary logarithm of scrypt's cost; SALT and HASH are in
 base64, and padding may be left out.
 
-`f` is a fingerprint of the secret: the first 16 bits of the SHA-256 of salt and secret. Nearly every wrong secret is
-told apart by it at once, so that whoever sends many of them keeps nobody waiting; to guess the other bits is no easier.
-It may be left out.
+`f` is a fingerprint of the secret: the first 16 bits of the SHA-256 of salt and secret. Nearly all wrong
+secrets are refused by it at once, so that a client that sends many of them does not keep others waiting. The other bits
+are as hard to guess as without it. It may be left out.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def certificate(public: str, secret: str | None = None) -> str:
     lines = ["metadata", "curve", f'    public-key = "{public}"']
     if secret is not None:
         lines.append(f'    secret-key = "{secret}"')
-        lines.insert(0, "# A secret key of multitower: whoever has it is let in. Only its owner may read this file.")
+        lines.insert(0, "# A secret key of multitower: it admits everybody who has it. Only its owner may read it.")
     else:
         lines.insert(0, "# A public key of multitower.")
     return "\n".join(lines) + "\n"

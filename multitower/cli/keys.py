@@ -74,7 +74,7 @@ def _new_pair(name: str, folder: Path, *, server: bool, force: bool) -> None:
     from multitower.tools.keys.principals_file import Entry, snippet
 
     written = write_pair(name, folder, replace=force)
-    click.echo(f"secret key: {written.secret_file} (mode 0600: whoever has it is let in)", err=True)
+    click.echo(f"secret key: {written.secret_file} (mode 0600: it admits everybody who has it)", err=True)
     click.echo(f"public key: {written.public_file}", err=True)
     if server:
         click.echo("the daemon's configuration, and below it what clients get as server_key:", err=True)

@@ -159,7 +159,7 @@ class Orders:
         except MultitowerError as error:
             event(log, logging.ERROR, "reload refused: nothing has changed", cause=_cause(error))
             raise
-        # At once: whoever was removed must not get in while workers load models, nor if one of them cannot.
+        # At once: a removed principal must lose access before workers load models, and also if one of them cannot.
         self._principals.apply(new.config.principals, number)
         new = new.keeping_loaded({spec.name for spec in settings.current.worker_settings.models})
 

@@ -1,6 +1,6 @@
 """Puts the principals of a changed file in force at once, where the reload has to wait for other orders.
 
-An order may take as long as a model loads. Whoever was removed from the file must not get in for so long.
+An order may take as long as a model loads. A principal that was removed from the file must not have access so long.
 """
 
 from __future__ import annotations

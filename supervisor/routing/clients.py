@@ -211,7 +211,7 @@ class Clients:
     def _pass_order(
         self, front: FrontSocket, incoming: Incoming, body: list[Any], refusal: MultitowerError | None = None
     ) -> None:
-        """Passes an order on, also one that is refused: whoever takes it writes that, too."""
+        """Passes an order on, also one that is refused, since the taker of orders writes an audit line for it."""
         if refusal is None and front.takes_orders:  # elsewhere none is taken, whatever its size
             try:
                 self._admission.check_size(sum(map(len, body)))

@@ -27,10 +27,10 @@ REFUSED_PER_S: Final = 0.1
 
 STRANGERS_AT_ONCE: Final = 100
 STRANGERS_PER_S: Final = 1.0
-"""The same for all together of whom only an address or a key is known: anybody may have many of these."""
+"""The same for all senders together of which only an address or a key is known: one sender may have many of these."""
 
 MAX_ASKERS: Final = 1024
-"""How many who were refused lately are told apart; further ones count as strangers."""
+"""Senders with recent refusals that are counted one by one; further ones count together, as strangers."""
 
 MAX_WHAT: Final = 128
 """Characters of a name in a request that are written."""
@@ -166,7 +166,7 @@ class Audit:
 
 
 def changed_principals(answer: object) -> dict[str, Any]:
-    """Returns whom a reload has added, removed or changed, as far as it has."""
+    """Returns the principals that a reload has added, removed or changed, as far as it has."""
     details = answer.details if isinstance(answer, MultitowerError) else answer
     principals = details.get("principals") if isinstance(details, Mapping) else None
     if not isinstance(principals, Mapping):

@@ -100,8 +100,8 @@ class Authenticator:
 
 
 def _error(refusal: Refusal) -> MultitowerError:
-    # The same words for an unknown name and for a wrong secret. The form of a token and the name in a certificate are
-    # known to whoever shows them.
+    # The same words for an unknown name and for a wrong secret. A hint about the form of a token, or about the name in
+    # a certificate, tells the client nothing that it does not know.
     if refusal.retry_after_s is None:
         hint = _HINTS.get(refusal.failure)
         return make(Reason.UNAUTHENTICATED, "the credentials are not valid" + (f": {hint}" if hint else ""))

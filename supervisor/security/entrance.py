@@ -1,6 +1,6 @@
 """The ways in: how the sender of a message is found at each kind of socket.
 
-An entrance belongs to one front socket. Whatever it is, what it finds is a peer, about whom `authorisation.py` decides.
+An entrance belongs to one front socket. Every kind of entrance finds a peer; `authorisation.py` decides what it may do.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class LocalEntrance(Entrance):
 
 
 class GatewayEntrance(Entrance):
-    """The gateway's own endpoint: each message has a handle in front, which says for whom the gateway asks."""
+    """The gateway's own endpoint: each message has a handle in front, which names the credential of a client."""
 
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
         """See `Entrance.identify`."""

@@ -33,7 +33,7 @@ class Operation:
         roles: a principal needs one of these.
         scope: what it concerns. A principal with `models` may do what concerns one of them, and nothing that concerns
             the whole daemon.
-        open: whether it is answered whoever asks, also without credentials.
+        open: whether it is answered to everybody, also without credentials.
         wider: keys of the header with which it concerns the whole daemon, also where it names a model.
         changes: whether it changes something, so that an audit line is written.
     """

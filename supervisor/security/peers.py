@@ -147,7 +147,7 @@ class Peers:
     def local(self, address: str | None) -> Peer:
         """The peer for the `Peer-Address` of a message from a local socket.
 
-        The daemon's user and root may do everything. Others, whom the file's mode admits, may infer and observe.
+        The daemon's user and root may do everything. Other users that the socket's mode admits may infer and observe.
         """
         if address is None:
             return NOBODY

@@ -1,8 +1,8 @@
 """The ZAP handler: libzmq asks it whether a peer that has proved its CURVE key may connect (RFC 27).
 
-It is a socket of the daemon's own loop, bound before the first endpoint: no thread can be behind with it, or have
-ended. libzmq closes a connection whose request it refuses. Whoever gets in is checked again with each message
-(`peers.py`), so the handler keeps out strangers, and nothing more depends on it.
+It is a socket of the daemon's own loop, bound before the first endpoint, so it does not depend on another thread.
+libzmq closes a connection that the handler refuses. The key of an accepted connection is looked up again for each
+message (`peers.py`), so what a client may do never depends on this handler alone.
 """
 
 from __future__ import annotations

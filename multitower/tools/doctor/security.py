@@ -35,7 +35,7 @@ _ATTEMPTS: Final = 10
 def findings(config: Config) -> Iterator[Finding]:
     """Findings about security; none for a daemon that only this machine can reach, without `security`."""
     if config.insecure:
-        text = "insecure: true: whoever reaches the daemon's addresses may do what its configuration allows everybody"
+        text = "insecure: true: every client that reaches the daemon may do all that the configuration allows"
         yield Finding(SECTION, Level.WARNING, text, "configure `security`, and remove `insecure`")
     if config.security is None:
         return
