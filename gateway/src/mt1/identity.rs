@@ -11,7 +11,7 @@ use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use super::pending::AUTHENTICATE;
 use super::{Code, Daemon, DaemonError, Handle};
@@ -30,7 +30,11 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Credentials that the daemon does not know yet, and is asked about at one time, and requests that wait for that.
 const MAX_ASKING: usize = 32;
-const MAX_WAITING: usize = 1024;
+const MAX_WAITING: usize = 4096;
+
+/// Those of one connection among them; further ones wait for their turn. HTTP/2 sends hundreds of requests at once over
+/// one connection, and would otherwise leave no place to clients of other connections.
+pub const MAX_ASKING_OF_CONNECTION: usize = 4;
 
 /// Credentials that are kept: those that are valid, and those that were refused lately.
 const MAX_KNOWN: usize = 4096;
@@ -78,13 +82,15 @@ impl Credential {
     }
 }
 
-/// Where a credential was shown, for the daemon's log.
+/// Where a credential was shown.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// The client's address.
+    /// The client's address, for the daemon's log.
     pub from: Box<str>,
     /// `http` or `grpc`.
     pub interface: &'static str,
+    /// The turns of the connection's credentials that the daemon does not know yet.
+    pub turns: Arc<Semaphore>,
 }
 
 /// A credential that the daemon has verified.
@@ -245,8 +251,11 @@ impl Identities {
             return Err(error);
         }
         let full = || DaemonError::queue_full("too many credentials wait to be verified");
+        let until = tokio::time::Instant::now() + ANSWER_LIMIT;
+        let turn = origin.turns.clone().acquire_owned();
+        let Ok(Ok(_turn)) = timeout_at(until, turn).await else { return Err(full()) };
         let _waiting = self.waiting.try_acquire().map_err(|_| full())?;
-        let Ok(Ok(_place)) = timeout(ANSWER_LIMIT, self.places.acquire()).await else { return Err(full()) };
+        let Ok(Ok(_place)) = timeout_at(until, self.places.acquire()).await else { return Err(full()) };
         // Those that came with the same one may have waited for it.
         if let Some(identity) = self.known().get(&digest) {
             return Ok(identity.clone());

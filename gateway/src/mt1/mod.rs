@@ -25,7 +25,7 @@ pub use client::Daemon;
 pub use error::{Code, DaemonError};
 pub use handle::Handle;
 pub use header::{Area, InputHeader, OutputHeader, ReplyHeader, RequestHeader, put_shape};
-pub use identity::{Credential, Identities, Identity, Origin};
+pub use identity::{Credential, Identities, Identity, MAX_ASKING_OF_CONNECTION, Origin};
 pub use large::{LARGE_BYTES, Layout, large_outputs};
 pub use messages::{InferReply, InferRequest, MAX_DIMENSIONS, MAX_TENSORS, ModelRef};
 #[cfg(test)]

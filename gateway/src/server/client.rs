@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ::http::{HeaderMap, HeaderValue, header};
+use tokio::sync::Semaphore;
 
-use crate::mt1::{Credential, DaemonError, Identity, Origin};
+use crate::mt1::{Credential, DaemonError, Identity, MAX_ASKING_OF_CONNECTION, Origin};
 
 /// The client of a connection.
 pub struct Client {
@@ -14,6 +15,8 @@ pub struct Client {
     locked: bool,
     certificate_name: OnceLock<String>,
     shown: Mutex<Shown>,
+    /// See `Origin`.
+    turns: Arc<Semaphore>,
 }
 
 /// The credentials of a connection's requests.
@@ -26,7 +29,8 @@ enum Shown {
 
 impl Client {
     pub fn new(from: String, locked: bool) -> Self {
-        Self { from, locked, certificate_name: OnceLock::new(), shown: Mutex::new(Shown::None) }
+        let turns = Arc::new(Semaphore::new(MAX_ASKING_OF_CONNECTION));
+        Self { from, locked, certificate_name: OnceLock::new(), shown: Mutex::new(Shown::None), turns }
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {
@@ -41,7 +45,8 @@ impl Client {
 
     /// Returns where a credential of this connection comes from.
     pub fn origin(&self, is_grpc: bool) -> Origin {
-        Origin { from: self.from.as_str().into(), interface: if is_grpc { "grpc" } else { "http" } }
+        let interface = if is_grpc { "grpc" } else { "http" };
+        Origin { from: self.from.as_str().into(), interface, turns: self.turns.clone() }
     }
 
     /// Returns the credential of a request: its bearer token, otherwise the certificate of the connection.

@@ -9,8 +9,10 @@ fn token(text: &str) -> Credential {
     Credential::Token(text.into())
 }
 
+/// A connection of its own.
 fn origin() -> Origin {
-    Origin { from: "1.2.3.4:5".into(), interface: "http" }
+    let turns = Arc::new(Semaphore::new(MAX_ASKING_OF_CONNECTION));
+    Origin { from: "1.2.3.4:5".into(), interface: "http", turns }
 }
 
 async fn start() -> (StandIn, Daemon) {
@@ -182,6 +184,23 @@ async fn credentials_that_wait_are_bounded_and_those_that_are_known_need_not_wai
     assert!(daemon.authenticate(token("a.token"), origin()).await.is_ok());
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
     until(|| daemon.identities().waiting.available_permits() == MAX_WAITING).await;
+}
+
+#[tokio::test]
+async fn a_connection_with_many_unknown_credentials_leaves_places_to_others() {
+    let (stand_in, daemon) = start().await;
+    stand_in.keep_silent("MT1:authenticate");
+    let connection = origin();
+    let ask = |text: String, origin: Origin| {
+        let daemon = daemon.clone();
+        tokio::spawn(async move { daemon.authenticate(token(&text), origin).await.map(drop) })
+    };
+    let many: Vec<_> = (0..=MAX_WAITING).map(|number| ask(format!("t{number}"), connection.clone())).collect();
+    until(|| stand_in.received("MT1:authenticate").len() >= MAX_ASKING_OF_CONNECTION).await;
+    assert!(daemon.identities().waiting.available_permits() >= MAX_WAITING - MAX_ASKING_OF_CONNECTION);
+    let other = ask("other".to_owned(), origin());
+    until(|| stand_in.received("MT1:authenticate").iter().any(|asked| asked.header["token"] == "other")).await;
+    many.iter().chain([&other]).for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]
