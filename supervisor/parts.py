@@ -34,7 +34,7 @@ from .machine.pidfds import pidfd_error
 from .machine.process_limits import ProcessLimits
 from .machine.resources import Sampler
 from .observability.loop_lag import LoopLag
-from .observability.metrics import Metrics
+from .observability.metrics_reply import Metrics
 from .observability.recording import Recorder
 from .observability.request_log import RequestLog
 from .observability.snapshot import SnapshotReader

@@ -16,7 +16,7 @@ from multitower.errors import CODE_OF, Reason
 
 from ..machine.gpu_sampler import GpuUsage
 from .exposition import Family, Kind, Labels, Metric, Series
-from .families import EDGES_S, busy_share, times
+from .metric_families import EDGES_S, busy_share, times
 from .snapshot import Snapshot, Times, VersionSnapshot
 
 TRITON: Final = "triton"

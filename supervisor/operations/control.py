@@ -18,7 +18,7 @@ from multitower.infer_header import parse_version
 
 from ..config.principals import Principals
 from ..loop.containment import ErrorLog
-from ..observability.metrics import Metrics
+from ..observability.metrics_reply import Metrics
 from ..observability.recording import Recorder
 from ..routing.front_socket import FrontSocket, Incoming, internal_error
 from ..security.audit import Audit

@@ -13,7 +13,7 @@ from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.machine.resources import Sampler
 from multitower.supervisor.observability.loop_lag import LoopLag
-from multitower.supervisor.observability.metrics import Metrics
+from multitower.supervisor.observability.metrics_reply import Metrics
 from multitower.supervisor.observability.snapshot import SnapshotReader
 from multitower.supervisor.operations.content_hashing import ContentHasher
 from multitower.supervisor.operations.model_orders import ModelOrders

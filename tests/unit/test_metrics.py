@@ -23,8 +23,8 @@ from multitower.supervisor.gateway.run import Counts
 from multitower.supervisor.machine.gpu_sampler import GpuUsage
 from multitower.supervisor.observability.compatibility import compatible_families
 from multitower.supervisor.observability.exposition import Exposition, Family, Kind, Metric
-from multitower.supervisor.observability.families import EDGES_S, USUAL_OUTCOMES, USUAL_REFUSALS, families, times
-from multitower.supervisor.observability.metrics import MAX_WAITING, Done
+from multitower.supervisor.observability.metric_families import EDGES_S, USUAL_OUTCOMES, USUAL_REFUSALS, families, times
+from multitower.supervisor.observability.metrics_reply import MAX_WAITING, Done
 from multitower.supervisor.observability.process import process_families
 from multitower.supervisor.observability.snapshot import Snapshot, Times, VersionSnapshot
 from multitower.supervisor.routing.recent import LatencyHistogram, RefusedRequests

@@ -14,7 +14,7 @@ from installed import find_program
 from ruamel.yaml import YAML
 
 from multitower.errors import CODE_OF, Code, Reason
-from multitower.supervisor.observability import families
+from multitower.supervisor.observability import metric_families
 from multitower.supervisor.observability.exposition import Kind, Metric
 from multitower.supervisor.observability.process import process_families
 from multitower.supervisor.workers.condition import Condition
@@ -34,7 +34,7 @@ TARGET = {"job", "instance"}
 """Labels that Prometheus adds."""
 
 VALUES = {
-    "outcome": {families.OK, *Reason},
+    "outcome": {metric_families.OK, *Reason},
     "state": {str(state) for state in State},
     "cause": {kind.value for kind in DeathKind},
     "condition": {each.value for each in Condition},
@@ -50,7 +50,7 @@ VALUES = {
 }
 """The values that a label may have."""
 
-NO_FAILURE = {families.OK, Reason.CANCELLED, Reason.DRAINING} | {
+NO_FAILURE = {metric_families.OK, Reason.CANCELLED, Reason.DRAINING} | {
     reason for reason in Reason if CODE_OF[reason] in (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.UNIMPLEMENTED)
 }
 """Outcomes that no alert and no panel counts as a failure: those of what clients got wrong, for example."""
@@ -63,7 +63,7 @@ WORDS = {"and", "or", "unless", "by", "on", "without", "bool", "offset"}
 
 def exported() -> dict[str, set[str]]:
     """The labels of each series that the daemon exports, by its name."""
-    metrics = [each for each in vars(families).values() if isinstance(each, Metric)]
+    metrics = [each for each in vars(metric_families).values() if isinstance(each, Metric)]
     metrics += [family.metric for family in process_families()]
     found: dict[str, set[str]] = {}
     for metric in metrics:

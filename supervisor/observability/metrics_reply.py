@@ -16,7 +16,7 @@ from ..loop.containment import ErrorLog
 from ..routing.front_socket import internal_error
 from .compatibility import compatible_families
 from .exposition import CONTENT_TYPES, Exposition
-from .families import families
+from .metric_families import families
 from .process import process_families
 from .snapshot import Snapshot, SnapshotReader
 
