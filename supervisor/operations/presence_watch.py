@@ -259,7 +259,7 @@ class PresenceWatch:
         """Logs why devices that have come cannot be used, once until that changes."""
         if problem != self._problem:
             self._problem = problem
-            event(log, logging.WARNING, "what is waited for cannot be used yet", cause=problem)
+            event(log, logging.WARNING, "devices that are available now cannot be used yet", cause=problem)
 
     def _check_settled(self, name: str, fingerprints: str, now: float) -> Waiting | None:
         """Returns why a model that has come is not to be loaded yet; None if it is."""
@@ -309,7 +309,7 @@ class PresenceWatch:
     def _serve(
         self, order: Order, new: Settings, names: Sequence[str], prints: str, *, model: str | None = None
     ) -> None:
-        """Has new settings served, with what has come; goes back to those in force where that fails."""
+        """Puts new settings in force, with models or devices that are available now; returns to the former ones on failure."""
         context = self._context
         before = context.settings.current
         for name in names:
@@ -318,7 +318,7 @@ class PresenceWatch:
         for slot in context.manager.slots:
             slot.short_of_resources = slot.killed_while_loading = False
         available = context.manager.available_bytes
-        event(log, logging.INFO, "serving what has come", names=",".join(names))
+        event(log, logging.INFO, "models or devices are available now: serving them", names=",".join(names))
 
         def ended(*_: object) -> None:
             self._seen, self.due = None, 0.0
@@ -334,7 +334,7 @@ class PresenceWatch:
             else:
                 self._reject(names[0], prints, error, temporary=model is None or self._may_pass(model))
             self._marked.clear()  # they are refused again
-            event(log, logging.ERROR, "what has come cannot be served", names=",".join(names), cause=error)
+            event(log, logging.ERROR, "models or devices that are available now cannot be served", names=",".join(names), cause=error)
             why = "back to what is there"
             Reload(context, order, new, before, ended, why, model=model, tolerant=True).start()
 

@@ -127,7 +127,7 @@ def test_devices_that_cannot_be_used_yet_are_logged_once(
     monkeypatch.setattr(settings_module, "place_workers_on", refuse)
     with caplog.at_level(logging.WARNING):
         daemon.look(5)
-    assert [record.message for record in caplog.records].count("what is waited for cannot be used yet") == 1
+    assert [record.message for record in caplog.records].count("devices that are available now cannot be used yet") == 1
 
 
 def test_devices_that_are_gone_again_when_they_are_to_be_served_are_logged(
@@ -147,7 +147,7 @@ def test_devices_that_are_gone_again_when_they_are_to_be_served_are_logged(
     with caplog.at_level(logging.WARNING):
         daemon.look(5)
     assert not daemon.operations.queue.busy
-    assert [record.message for record in caplog.records].count("what is waited for cannot be used yet") == 1
+    assert [record.message for record in caplog.records].count("devices that are available now cannot be used yet") == 1
     monkeypatch.setattr(settings_module, "discover", lambda: Discovery(tuple(late_gpu)))
     daemon.look()
     assert daemon.serves() == ["here"]
