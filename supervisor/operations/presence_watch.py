@@ -309,7 +309,7 @@ class PresenceWatch:
     def _serve(
         self, order: Order, new: Settings, names: Sequence[str], prints: str, *, model: str | None = None
     ) -> None:
-        """Puts new settings in force, with models or devices that are available now; returns to the former ones on failure."""
+        """Puts settings in force that have what is available now; returns to the former ones on failure."""
         context = self._context
         before = context.settings.current
         for name in names:
@@ -334,7 +334,7 @@ class PresenceWatch:
             else:
                 self._reject(names[0], prints, error, temporary=model is None or self._may_pass(model))
             self._marked.clear()  # they are refused again
-            event(log, logging.ERROR, "models or devices that are available now cannot be served", names=",".join(names), cause=error)
+            event(log, logging.ERROR, "what is available now cannot be served", names=",".join(names), cause=error)
             why = "back to what is there"
             Reload(context, order, new, before, ended, why, model=model, tolerant=True).start()
 

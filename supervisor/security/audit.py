@@ -132,7 +132,7 @@ class Audit:
         )
 
     def _count_refusal(self, who: str, origin: str) -> int | None:
-        """Counts a refusal. Each who asks has a bucket, so that nobody's refusals hide those of another.
+        """Counts a refusal. Each sender has a bucket, so that the refusals of one do not hide those of another.
 
         Returns:
             How many were not written since the last one that was; None if this one is not to be written either.

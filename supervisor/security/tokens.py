@@ -4,7 +4,7 @@ A hash that is hard to guess from takes tens of milliseconds to compare, so it i
 time, and only once for each token: what was verified, and what was refused, is remembered by a keyed digest of the
 token, never by the token. A name that no principal has costs as much time as one that a principal has.
 
-Who sends wrong tokens must not keep others out, nor use up the processor:
+A client that sends wrong tokens must not keep others out, nor use up the processor:
 
 - Tokens that have been verified are answered at once, whatever else happens.
 - Nearly all wrong ones are told apart at once, by the fingerprints of the hashes. Each source (an IPv4 address, or a
