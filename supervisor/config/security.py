@@ -18,7 +18,7 @@ from pydantic import PlainValidator, ValidationInfo, WithJsonSchema, field_valid
 from ..loop.bounded_call import call_within
 from .fields import Section, context_of, key
 from .principals import read_principals
-from .secret_files import GuardedFileError, read_curve_keys, read_secret
+from .secret_files import GuardedFileError, read_curve_keys, read_list, read_secret
 from .source import ConfigError
 from .units import printable, short_repr
 from .values import ANSWER_S
@@ -63,8 +63,14 @@ def _certificate(value: object, info: ValidationInfo) -> Path:
     return path
 
 
-def _optional_certificate(value: object, info: ValidationInfo) -> Path | None:
-    return None if value is None else _certificate(value, info)
+def _client_ca(value: object, info: ValidationInfo) -> Path | None:
+    if value is None:
+        return None
+    path = _path(value, info)
+    # As the principals: whoever may write it can issue a certificate for each of them.
+    _answered(path, partial(read_list, path, "certificates of authorities in PEM"))
+    _answered(path, partial(_check_certificates, path))
+    return path
 
 
 def _check_certificates(path: Path) -> None:
@@ -143,6 +149,6 @@ class TlsConfig(Section):
     private_key: Annotated[Path, PlainValidator(_private_key), _FILE] = key(
         ..., "Its private key in PEM, which nobody else may read."
     )
-    client_ca: Annotated[Path | None, PlainValidator(_optional_certificate), _FILE] = key(
+    client_ca: Annotated[Path | None, PlainValidator(_client_ca), _FILE] = key(
         None, "Certificates of authorities, in PEM: clients may show a certificate by one of them, CN the principal."
     )

@@ -11,7 +11,7 @@ import pytest
 import zmq
 from doctor_findings import worst
 from fake_daemon import FakeDaemon
-from made_security import make_keys, write_principals
+from made_security import make_keys, write_certificate, write_principals
 
 from multitower import curve_keys
 from multitower.bearer_tokens import hash_secret
@@ -217,6 +217,18 @@ def test_security_is_examined(tmp_path: Path, key: Path) -> None:
     assert str(key) in found[1].text
     assert str(principals) in found[2].text
     assert found[3].text == f"0 principals in {principals}"
+
+
+def test_authorities_are_examined_as_what_lets_clients_in(tmp_path: Path) -> None:
+    certificate, private_key = write_certificate(tmp_path)
+    authorities = tmp_path / "open" / "client_ca.pem"
+    authorities.parent.mkdir()
+    authorities.write_text(AUTHORITY)
+    authorities.parent.chmod(0o777)
+    tls = f"{{certificate: {certificate}, private_key: {private_key}, client_ca: {authorities}}}"
+    found = findings_of(tmp_path, f"listen: [ipc://a]\ngateway: {{http: '127.0.0.1:1', tls: {tls}}}\n")
+    (problem,) = [each.text for each in found if "others may replace it" in each.text]
+    assert problem.startswith(f"client_ca: {authorities}")
 
 
 def test_a_pattern_that_matches_no_model_is_a_warning(tmp_path: Path, key: Path) -> None:

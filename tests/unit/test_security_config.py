@@ -124,6 +124,15 @@ def test_a_secret_that_others_may_use_is_refused(name: str, lines: tuple[str, ..
     assert f"(mode {mode:04o}): chmod 0600" in refused(*lines)
 
 
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_authorities_that_others_may_replace_are_refused(mode: int) -> None:
+    shutil.copy("certificate.pem", "client_ca.pem")
+    lines = f"gateway: {{http: '127.0.0.1:1', {TLS[:-1]}, client_ca: client_ca.pem}}}}"
+    read(lines)
+    Path("client_ca.pem").chmod(mode)
+    assert f"others may write {Path.cwd()}/client_ca.pem (mode {mode:04o}): chmod 0644" in refused(lines)
+
+
 USER, GROUP, MASK, OTHERS = 0x02, 0x08, 0x10, 0x20
 
 

@@ -48,7 +48,7 @@ pub struct Loaded {
 /// The error is a sentence without anything that the files hold.
 pub fn load(settings: &TlsSettings, tokens: bool) -> Result<Loaded, String> {
     let provider = Arc::new(default_provider());
-    let chain = certificates(&settings.certificate)?;
+    let chain = certificates(&settings.certificate, Guard::None)?;
     let expiry = expiry::first_expiry(&chain);
     let key = private_key(&settings.private_key)?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -80,7 +80,7 @@ fn client_verifier(
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
+    for certificate in certificates(path, Guard::Written)? {
         roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
@@ -88,8 +88,8 @@ fn client_verifier(
     builder.build().map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let text = read(path, false)?;
+fn certificates(path: &Path, guard: Guard) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text = read(path, guard)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
@@ -99,7 +99,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let text = read(path, true)?;
+    let text = read(path, Guard::Used)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| {
         format!(
             "{} has no private key in PEM, or one with a password: `openssl pkey -in KEY -out PLAIN` writes it without",
@@ -108,7 +108,17 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     })
 }
 
-fn read(path: &Path, secret: bool) -> Result<Vec<u8>, String> {
+/// What others than the user of this process and root must not be able to do with a file.
+#[derive(Clone, Copy, PartialEq)]
+enum Guard {
+    None,
+    /// Whoever may write the authorities can issue a certificate for any principal.
+    Written,
+    /// Nor may anybody read a key.
+    Used,
+}
+
+fn read(path: &Path, guard: Guard) -> Result<Vec<u8>, String> {
     let wrong = |error: std::io::Error| format!("{}: {error}", path.display());
     // A named pipe would block the open until somebody writes.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(wrong)?;
@@ -118,15 +128,17 @@ fn read(path: &Path, secret: bool) -> Result<Vec<u8>, String> {
     }
     // SAFETY: only reads the user of this process.
     let user = unsafe { libc::geteuid() };
-    if secret && ![0, user].contains(&metadata.uid()) {
-        return Err(format!("{} belongs to user {}, who can read it", path.display(), metadata.uid()));
+    let (forbidden, what) = match guard {
+        Guard::None => (0, ""),
+        Guard::Written => (0o022, "write it (chmod go-w)"),
+        Guard::Used => (0o077, "have access (chmod 600)"),
+    };
+    if guard != Guard::None && ![0, user].contains(&metadata.uid()) {
+        return Err(format!("{} belongs to user {}, who can read and write it", path.display(), metadata.uid()));
     }
-    if secret && mode_for_others(&file, &metadata, user) != 0 {
+    if mode_for_others(&file, &metadata, user) & forbidden != 0 {
         let mode = metadata.mode() & 0o777;
-        return Err(format!(
-            "{} has mode {mode:04o}: others than its owner must not have access (chmod 600)",
-            path.display()
-        ));
+        return Err(format!("{} has mode {mode:04o}: others than its owner must not {what}", path.display()));
     }
     let mut text = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(wrong)?;

@@ -165,6 +165,24 @@ async fn files_that_could_not_be_used_are_read_again_although_they_have_not_chan
 }
 
 #[test]
+fn authorities_that_others_may_replace_are_refused() {
+    let certificates = Certificates::new();
+    for mode in [0o644, 0o600, 0o444] {
+        certificates.set_mode("ca.pem", mode);
+        assert!(files::load(&certificates.settings(true), true).is_ok());
+    }
+    for mode in [0o664, 0o646] {
+        certificates.set_mode("ca.pem", mode);
+        let error = files::load(&certificates.settings(true), true).err().unwrap();
+        assert!(
+            error.contains(&format!("ca.pem has mode {mode:04o}: others than its owner must not write it")),
+            "{error}"
+        );
+        assert!(files::load(&certificates.settings(false), true).is_ok());
+    }
+}
+
+#[test]
 fn what_cannot_be_used_is_said_without_its_content() {
     let certificates = Certificates::new();
     certificates.issue("next", "/CN=localhost");

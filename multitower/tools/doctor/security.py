@@ -18,6 +18,7 @@ import zmq
 from multitower.account_names import user_name
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.principals import unmatched, without_fingerprint
+from multitower.supervisor.config.security import SecurityConfig
 from multitower.tools.doctor.certificates import CertificateError, read_validities
 from multitower.tools.doctor.findings import Finding, Level, with_number
 
@@ -33,30 +34,39 @@ _ATTEMPTS: Final = 10
 
 
 def findings(config: Config) -> Iterator[Finding]:
-    """Findings about security; none for a daemon that only this machine can reach, without `security`."""
+    """Findings about security; none for a daemon that only this machine can reach, without `security` and TLS."""
     if config.insecure:
         text = "insecure: true: every client that reaches the daemon may do all that the configuration allows"
         yield Finding(SECTION, Level.WARNING, text, "configure `security`, and remove `insecure`")
-    if config.security is None:
-        return
-    if config.security.curve is not None:
+    if config.security is not None:
+        yield from _access_findings(config, config.security)
+    yield from _tls_findings(config)
+
+
+def _access_findings(config: Config, section: SecurityConfig) -> Iterator[Finding]:
+    if section.curve is not None:
         yield curve_finding(zmq.has("curve"), loaded_library(), seconds_for_a_key)
-        yield from guarded_findings("the daemon's secret key", config.security.curve.secret_key)
-    yield from guarded_findings("the principals", config.security.principals)
+        yield from guarded_findings("the daemon's secret key", section.curve.secret_key)
+    yield from guarded_findings("the principals", section.principals)
     if config.principals is not None:
         number = with_number(len(config.principals.by_name), "principal")
         level = Level.OK if config.principals.by_name else Level.WARNING
         advice = None if config.principals.by_name else "`multitower keys add` adds one"
-        yield Finding(SECTION, level, f"{number} in {config.security.principals}", advice)
+        yield Finding(SECTION, level, f"{number} in {section.principals}", advice)
         for name, patterns in unmatched(config.principals, [model.name for model in config.models]).items():
             text = f"{name}: {', '.join(patterns)} matches no model of this configuration"
-            yield Finding(SECTION, Level.WARNING, text, f"correct `models` of {name} in {config.security.principals}")
+            yield Finding(SECTION, Level.WARNING, text, f"correct `models` of {name} in {section.principals}")
         if old := without_fingerprint(config.principals):
             text = f"{', '.join(old)}: a token_hash without f=, so wrong tokens can make others at an address wait"
             yield Finding(SECTION, Level.WARNING, text, "`multitower keys hash` makes a new hash of the same token")
+
+
+def _tls_findings(config: Config) -> Iterator[Finding]:
     tls = config.gateway.tls if config.gateway is not None else None
     if tls is not None:
         yield from guarded_findings("the gateway's private key", tls.private_key)
+        if tls.client_ca is not None:
+            yield from guarded_findings("client_ca", tls.client_ca)
         for what, path in (("the gateway's certificate", tls.certificate), ("client_ca", tls.client_ca)):
             if path is not None:
                 yield certificate_finding(what, path, datetime.now(UTC))
