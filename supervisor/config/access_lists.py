@@ -33,7 +33,7 @@ def mode_for_others(descriptor: int, status: os.stat_result) -> int:
     """
     mode = stat.S_IMODE(status.st_mode)
     if not mode & stat.S_IRWXG:
-        return mode  # nor may anybody whom a list names: the mask is empty
+        return mode  # nor may a user that a list names: the mask is empty
     try:
         entries = list(_entries(os.getxattr(descriptor, _ATTRIBUTE)))
     except (OSError, ValueError):  # there is no list, or none that can be read: the mode counts

@@ -1,7 +1,7 @@
 """How long a new connection may take until it has shaken hands: less, while others wait for its place.
 
-A connection without a handshake costs whoever has opened it nothing, and takes one of `max_connections` places. While
-few are free, it is ended after a second; who is honest and ended so connects again.
+A connection without a handshake costs its client nothing, and takes one of `max_connections` places. While
+few are free, it is ended after a second; a client that was only slow connects again.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class CurveEntrance(Entrance):
         return f"key {key} at {address}" if address else f"key {key}"
 
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
-        """See `Entrance.identify`; nobody who has chosen the name of the connection.
+        """See `Entrance.identify`; the sender is nobody if it has chosen the name of its connection.
 
         libzmq sends a reply to the connection that has the name then. So a peer that takes the name of another one,
         whose connection has ended, would get that one's replies, and could cancel its requests.

@@ -146,7 +146,7 @@ class Uses:
         self._by_name: dict[str, Use] = {}
 
     def set_principals(self, principals: Iterable[Principal], now: float) -> None:
-        """Sets who is limited, and how.
+        """Sets the principals with limits, and these limits.
 
         Args:
             principals: all of them.

@@ -38,7 +38,7 @@ class Attack:
         count: connections in all.
         at_once: connections that are open at one time, of garbage and halves.
         server_key: the public key of a daemon with CURVE; None for TLS.
-        authority, certificate, key: files, for TLS: of whom to trust, and what no authority of the server has issued.
+        authority, certificate, key: files, for TLS: the authority to trust; a certificate of another one, and its key.
     """
 
     host: str

@@ -194,7 +194,7 @@ HOPS: tuple[tuple[bytes, ...], ...] = ((b"anonymous",), (b"0123456789abcdef",), 
 
 @pytest.mark.parametrize("interface", MT1)
 def test_no_frame_in_front_gets_around_the_credentials(locked: Locked, interface: str) -> None:
-    """The gateway states by an address frame for whom it asks; nobody else gains anything by one."""
+    """The gateway names in an address frame the client that it asks for; from other senders the frame has no effect."""
     name = "infers"
     for hop in HOPS:
         reason = locked.mt1(interface, wire.STATUS, {}, name=name, hop=hop)

@@ -137,7 +137,7 @@ def acceptable(row: HttpRow | GrpcRow, who: Who | None, model: str) -> set[str]:
 
 
 UNANSWERED = {"MultiInference"}
-"""Methods that are not there: whoever asks learns so, once it is known who asks."""
+"""Methods that are not there: every client with valid credentials learns so."""
 
 
 def test_every_kind_has_a_row_or_is_not_offered() -> None:
@@ -168,7 +168,7 @@ ROUTES = ("open_inference/http/mod.rs", "tensorflow_serving/rest/paths.rs", "ope
 """Files that say which paths of HTTP the gateway answers."""
 
 REFUSED_PATHS = {"systemsharedmemory", "cudasharedmemory", "trace", "setting", "logging", "generate", "generate_stream"}
-"""Words of paths that are refused as not supported: whoever asks learns so, once it is known who asks."""
+"""Words of paths that are refused as not supported: every client with valid credentials learns so."""
 
 
 def words_of_routes(text: str) -> set[str]:

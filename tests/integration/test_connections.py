@@ -218,7 +218,7 @@ def has_ended(client: socket.socket) -> bool:
 
 
 def test_half_open_connections_make_room_for_an_honest_client(endpoint: str) -> None:
-    """Of those that have places, only whoever has shaken hands keeps its own."""
+    """Of the connections that have places, only those that have shaken hands keep them."""
     with (
         opened(endpoint, 6) as front,
         front.context.socket(zmq.DEALER) as idle,

@@ -138,7 +138,7 @@ def order(
 ) -> tuple[Any, dict[str, Any]]:
     """Sends an order to a socket for clients; returns the answer, and the event of the audit.
 
-    Whoever passed the order on learns of a refusal, and only then.
+    The caller that passed the order on learns of a refusal, and only then.
 
     Args:
         folder: for the daemon's files.

@@ -1,4 +1,4 @@
-"""Verification of tokens: once for each, off the loop, in turns, and bounded whoever sends how many wrong ones."""
+"""Verification of tokens: once for each, off the loop, in turns, and bounded, however many wrong ones arrive."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ pub struct Daemon {
     caller: Caller,
 }
 
-/// For whom requests are sent.
+/// The client that requests are sent for.
 #[derive(Clone)]
 enum Caller {
     /// No frame says so: the daemon has no `security`, or the gateway itself asks.
@@ -103,7 +103,7 @@ impl Daemon {
             return Self { inner, caller: Caller::Unnamed };
         }
         tokio::spawn(Identities::watch(Self { inner: inner.clone(), caller: Caller::Unnamed }));
-        // What does not say for whom it asks must not be more than anybody.
+        // A request that names no client must be allowed no more than one without credentials.
         Self { inner, caller: Caller::Anonymous }
     }
 

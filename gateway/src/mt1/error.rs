@@ -76,7 +76,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// them: the daemon states a time where a worker is to come.
 const TEMPORARY: [&str; 3] = [QUEUE_FULL, "draining", "not_connected"];
 
-/// The reason of a request that names nobody, or somebody whom the daemon does not know any more.
+/// The reason of a request without valid credentials, or with those of a principal that was removed.
 pub const UNAUTHENTICATED: &str = "unauthenticated";
 
 #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! For whom a request is sent: one more address frame before a message, where the daemon has `security`.
+//! Names the client that a request is sent for: one more address frame in front, where the daemon has `security`.
 
 /// A handle has this many bytes at most.
 const MAX_BYTES: usize = 16;

@@ -341,7 +341,7 @@ fn refresh(identity: &Arc<Identity>, daemon: &Daemon, age: Duration) {
     }
     let (identity, daemon) = (identity.clone(), daemon.clone());
     tokio::spawn(async move {
-        // Whoever waits for the answer gets the error, too.
+        // All requests that wait for the answer get the error, too.
         let _ = identity.checked(&daemon, REFRESH_AGE).await;
         identity.state().refreshing = false;
     });

@@ -22,7 +22,7 @@ const AUTHENTICATION_PLACES: usize = 1024;
 /// A request as it is transmitted.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// For whom it is sent.
+    /// Names the client that it is sent for.
     pub handle: Handle,
     pub kind: &'static str,
     pub header: Bytes,
@@ -70,7 +70,7 @@ enum State {
 
 struct Place {
     generation: u32,
-    /// For whom the request is sent: the daemon knows it by that and its id.
+    /// Names the client that the request is sent for: the daemon knows the request by that and its id.
     handle: Handle,
     state: State,
     waker: Option<Waker>,
@@ -155,7 +155,7 @@ impl Pending {
         None
     }
 
-    /// Removes a request whose outcome nobody wants any more. If the daemon has to be told, returns for whom it was sent.
+    /// Removes a request whose client has given up. If the daemon has to be told, returns the handle of that client.
     pub fn remove(&mut self, ticket: Ticket) -> Option<Handle> {
         let place = self.place(ticket)?;
         let handle = place.handle;

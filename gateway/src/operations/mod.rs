@@ -61,7 +61,7 @@ impl Operations {
         }
     }
 
-    /// Returns the answers that the daemon gives to whom it is asked for.
+    /// Returns the answers that the daemon gives to the client that it is asked for.
     pub fn reports(&self, daemon: &Daemon) -> Arc<Reports> {
         self.reports.get(daemon.handle())
     }

@@ -1,4 +1,4 @@
-//! Answers that several clients may get: with `security`, only those for whom the daemon was asked.
+//! Answers that several clients may get: with `security`, only clients with the handle that the daemon was asked with.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

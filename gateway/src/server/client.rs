@@ -1,4 +1,4 @@
-//! Whoever is at the other end of a connection: the address, the certificate, and the credentials that were shown.
+//! The client at the other end of a connection: its address, its certificate, and the credentials that it has shown.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 

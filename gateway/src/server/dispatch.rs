@@ -77,7 +77,7 @@ impl Dispatch {
         }
     }
 
-    /// Answers a request for whoever sends it. The daemon decides what that may be; here is found out who it is.
+    /// Answers a request of any sender: finds out here who that is. The daemon decides what the sender may do.
     async fn answer_known(&self, mut request: Request, interface: Interface, activity: &Activity) -> Response {
         let context = if is_open(interface, request.method(), request.uri().path()) {
             self.context.clone()

@@ -18,7 +18,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.zeromq.ZMQ;
 
-/** Keys of CURVE: their forms, who is let in with them, and what is said to whom they do not let in. */
+/** Keys of CURVE: their forms, which clients the daemon accepts, and which errors the others get. */
 class KeysTest {
     private static final ZMQ.Curve.KeyPair SERVER = ZMQ.Curve.generateKeyPair();
     private static final ZMQ.Curve.KeyPair KNOWN = ZMQ.Curve.generateKeyPair();
