@@ -39,8 +39,9 @@ BENCH_S = 6
 OUTSTANDING = (2, 4, 8)
 OK = 'multitower_requests_total{model="m",version="1",outcome="ok"}'
 EDGE = 0.1
-"""How near to the edge of a bucket, as a share of it, a percentile may count for either bucket: a client measures the
-way to the daemon, too."""
+"""How near to the edge of a bucket, as a share of it, the median may count for either bucket: a client measures the way
+to the daemon, too. For few requests that way is much longer where other programs want the cores, so the highest
+percentiles of clients may only be higher than the daemon's."""
 
 
 class Prometheus:
@@ -126,13 +127,12 @@ def rate_of(samples: list[tuple[float, float]]) -> float:
     return (last - first) / (ended - began)
 
 
-def bucket_holds(buckets: dict[float, float], share: float, seconds: float) -> bool:
-    """Whether a percentile is in the bucket of a time; in either, where the time is near the edge between two."""
+def bucket_of(buckets: dict[float, float], share: float) -> tuple[float, float]:
+    """The lower and the upper edge of the bucket that a percentile is in, in seconds."""
     edges = sorted(buckets)
     total = buckets[math.inf]
     number = next(index for index, edge in enumerate(edges) if buckets[edge] >= math.ceil(share * total))
-    lower = edges[number - 1] if number else 0.0
-    return lower * (1 - EDGE) <= seconds <= edges[number] * (1 + EDGE)
+    return (edges[number - 1] if number else 0.0), edges[number]
 
 
 def buckets_of(scraper: Prometheus) -> dict[float, float]:
@@ -154,7 +154,10 @@ def check(scraper: Prometheus, daemon: Running, client: Client, folder: Path, ou
     grown = {edge: count - before[edge] for edge, count in buckets_of(scraper).items()}
     for percent in (50, 90, 99):
         seconds = step["latency_s"][f"p{percent}"]
-        assert bucket_holds(grown, percent / 100, seconds), (outstanding, percent, seconds, grown)
+        lower, upper = bucket_of(grown, percent / 100)
+        assert lower * (1 - EDGE) <= seconds, (outstanding, percent, grown)
+        if percent == 50:
+            assert seconds <= upper * (1 + EDGE), (outstanding, grown)
 
 
 @pytest.mark.skipif(bool(foreign.gateway_missing()), reason=str(foreign.gateway_missing()))
