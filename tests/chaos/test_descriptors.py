@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from running import Running
 
-from multitower import Client
+from multitower import Client, zmtp
 
 CONFIG = """
 listen: ["{endpoint}", "tcp://127.0.0.1:*"]
@@ -28,7 +28,7 @@ CROWD_S = 3.0
 
 
 class Crowd:
-    """Clients that connect and do nothing, as many as an endpoint takes, from several threads."""
+    """Clients that shake hands and do nothing more, as many as an endpoint takes, from several threads."""
 
     def __init__(self, endpoint: str, number: int) -> None:
         self._endpoint = endpoint
@@ -49,6 +49,8 @@ class Crowd:
                 else:
                     host, _, port = self._endpoint.removeprefix("tcp://").rpartition(":")
                     client.connect((host, int(port)))
+                # Otherwise the daemon ends it after a second, to make room.
+                client.sendall(zmtp.GREETING + zmtp.ready("DEALER"))
                 continue
             self._clients.remove(client)
             client.close()
