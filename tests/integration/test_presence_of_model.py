@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+from light_models import make_package, write_model
 from running import STEP_S, Running
 
 from multitower import Client, MultitowerError
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
-    import tensorflow as tf
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 CONFIG = """
 listen: ["{endpoint}"]
@@ -34,7 +27,7 @@ models:
 
 def serves(client: Client) -> bool:
     try:
-        return bool(client.infer("m", {"x": np.ones((1, 1), np.float32)}, timeout=STEP_S)["y"].tolist() == [[2.0]])
+        return bool(client.infer("m", {"x": np.ones((1, 1), np.int64)}, timeout=STEP_S)["x"].tolist() == [[2]])
     except MultitowerError:
         return False
 
@@ -45,10 +38,9 @@ def row(client: Client) -> dict[str, Any]:
 
 def test_a_saved_model_comes_and_vanishes(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    spec = tf.TensorSpec([None, 1], tf.float32, name="x")
-    twice = tf.function(lambda x: {"y": 2 * x}, input_signature=[spec]).get_concrete_function()
-    tf.saved_model.save(tf.Module(), str(made / "1"), signatures={"serving_default": twice})
-    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+    write_model(made / "1", 2)
+    environment = make_package(tmp_path / "package")
+    with Running(tmp_path, CONFIG, environment=environment) as daemon, daemon.wait_ready().client() as client:
         assert row(client)["state"] == "waiting"
         os.rename(made, tmp_path / "model")
         daemon.wait(lambda: serves(client))
