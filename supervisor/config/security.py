@@ -67,7 +67,7 @@ def _client_ca(value: object, info: ValidationInfo) -> Path | None:
     if value is None:
         return None
     path = _path(value, info)
-    # As the principals: whoever may write it can issue a certificate for each of them.
+    # Checked as the file of principals is: a user who may write it can issue a certificate for each of them.
     _answered(path, partial(read_list, path, "certificates of authorities in PEM"))
     _answered(path, partial(_check_certificates, path))
     return path

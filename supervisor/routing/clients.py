@@ -144,7 +144,7 @@ class Clients:
                 raise make(Reason.MALFORMED, "a request has at least a kind and an id", field="id")
             kind = body[0]
             id = _checked_id(body[1])
-            if kind != wire.INFER:
+            if kind != wire.INFER:  # which most are, and `wire` is not compiled
                 wire.check_kind(len(kind))
             if entrance is not None:
                 self._handle_guarded(front, entrance, incoming, peer, id, body)

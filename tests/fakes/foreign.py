@@ -27,6 +27,12 @@ def addresses(daemon: Running) -> dict[str, str]:
     return {"http": row["http"][0], "grpc": row["grpc"][0]}
 
 
+def http_url(daemon: Running) -> str:
+    """The address of HTTP of the daemon's gateway, as `http://127.0.0.1:8000`."""
+    (http,) = daemon.status()["daemon"]["gateway"]["http"]
+    return f"http://{http}"
+
+
 def gateway_missing() -> str | None:
     """Why no gateway can be started, or None."""
     places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))

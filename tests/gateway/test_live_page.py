@@ -46,8 +46,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def address(daemon: Running) -> str:
-    (http,) = daemon.status()["daemon"]["gateway"]["http"]
-    return f"http://{http}"
+    return foreign.http_url(daemon)
 
 
 @pytest.fixture(scope="module")

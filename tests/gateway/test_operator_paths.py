@@ -37,8 +37,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def address(daemon: Running) -> str:
-    (http,) = daemon.status()["daemon"]["gateway"]["http"]
-    return f"http://{http}"
+    return foreign.http_url(daemon)
 
 
 def test_status_health_and_readiness_are_answered_over_http(daemon: Running, address: str) -> None:

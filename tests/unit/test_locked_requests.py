@@ -55,7 +55,7 @@ class Front:
         self.answers: list[tuple[tuple[bytes, ...], Any]] = []
 
     def note_stranger(self, client: bytes) -> None:
-        """The gateway stays connected, whoever its clients are."""
+        """Does nothing: the gateway stays connected, whatever its clients ask."""
 
     @property
     def readable(self) -> bool:

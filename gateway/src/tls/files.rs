@@ -112,7 +112,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 #[derive(Clone, Copy, PartialEq)]
 enum Guard {
     None,
-    /// Whoever may write the authorities can issue a certificate for any principal.
+    /// A user who may write the authorities can issue a certificate for any principal.
     Written,
     /// Nor may anybody read a key.
     Used,
