@@ -16,8 +16,8 @@ from typing import Any
 
 import foreign
 import made_certificates
-import psutil
 import pytest
+from descriptors import accepted_connections
 from foreign import curl
 from gateway_grpc import TRITON, Services, grpc, message
 from made_certificates import Authority
@@ -292,8 +292,7 @@ class TestTls:
         use(locked.authority.issue("last"), 2, None)
 
     def test_silent_garbled_and_slow_clients_take_no_places_and_leave_nothing(self, locked: Locked) -> None:
-        gateway = psutil.Process(locked.daemon.status()["daemon"]["gateway"]["pid"])
-        descriptors = gateway.num_fds()
+        gateway = locked.daemon.status()["daemon"]["gateway"]["pid"]
         hello = ssl_hello()
         sent = [b"", hello[:1], hello[: len(hello) // 2], hello, b"GET / HTTP/1.1\r\n", b"\0garbage" * 10]
         silent = []
@@ -306,7 +305,7 @@ class TestTls:
         finally:
             for connection in silent:
                 connection.close()
-        locked.daemon.wait(lambda: gateway.num_fds() <= descriptors, STEP_S)
+        locked.daemon.wait(lambda: accepted_connections(gateway, locked.port) == 0, STEP_S)
         line = locked.daemon.wait_line("TLS handshakes have failed")
         assert line["count"] >= 1
 
