@@ -148,7 +148,7 @@ class Router:
             device: the name of its device, or of several with commas between them.
             connection: to the process.
             reports: what it has loaded, one for each version of a model.
-            generations: the generation of each version, by the model's name and the version; see `Served`.
+            generations: at least those of these versions, by the model's name and the version; see `Served`.
             now: monotonic seconds.
 
         Returns:
@@ -199,11 +199,11 @@ class Router:
             left = [other for other in self.routes.values() if model in other.worker.serves]
             newest = self.planner.newest_interface(model)
             if left and all(other.worker.serves[model][:2] != newest for other in left):
-                # Requests must be checked against what is served, which is not what was added last.
-                versions = left[-1].worker.versions.items()
-                self.models.admit_versions(
-                    left[-1].reports[model], {key: served.generation for key, served in versions}
-                )
+                # Requests must be checked against what is served, which is not what was added last. The reports are of
+                # all that the process has loaded, and only its first tower is sure to have all of that.
+                first = left[-1].towers[0]
+                generations = {key: served.generation for key, served in first.worker.versions.items()}
+                self.models.admit_versions(first.reports[model], generations)
         suspect_to_blame = self.scheduler.remove_process(route.worker, now, crashed=crashed, begun=begun, death=death)
         self.models.remove_due()
         return suspect_to_blame

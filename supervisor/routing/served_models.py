@@ -128,10 +128,21 @@ class ServedModels:
     def admit_versions(
         self, reports: Sequence[ModelReport], generations: Mapping[tuple[str, str], int]
     ) -> dict[tuple[str, str], Served]:
-        """Admits requests for the versions of one model, the newest last; returns what they are served as."""
+        """Admits requests for the versions of one model.
+
+        Args:
+            reports: of the versions, the newest last.
+            generations: at least theirs, by the model's name and the version; see `Served`.
+
+        Returns:
+            What each version is served as.
+
+        Raises:
+            KeyError: the generation of a version is missing; the versions before it have been admitted.
+        """
         return {
             report.key: self._planner.add_version(
-                report, newest=report is reports[-1], generation=generations.get(report.key, 0)
+                report, newest=report is reports[-1], generation=generations[report.key]
             )
             for report in reports
         }

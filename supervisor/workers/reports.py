@@ -111,6 +111,8 @@ class Reports:
             raise WorkerProtocolError(f"a report of the state {report.state!r}")
         if not process.usable:
             return  # it has ended, or will
+        for model in report.models:
+            _generation_of(process, model.key)  # whatever else it has loaded must neither be served nor shown
         process.state = report.state
         slot = process.slot
         if slot is None:
@@ -222,12 +224,10 @@ class Reports:
             for signature, because in reasons_in(model):
                 self._mark_unbatched(process, model.key, signature, because)
         generations = process.generations
-        models = [
-            self._router.batching.complete_report(model, generations.get(model.key, 0)) for model in report.models
-        ]
+        models = [self._router.batching.complete_report(model, generations[model.key]) for model in report.models]
         serving = [model for model in models if model.state == "ready"]
         process.route = self._router.add_worker(
-            slot.number, slot.placement.device, process.child.connection, serving, process.generations, now
+            slot.number, slot.placement.device, process.child.connection, serving, generations, now
         )
         for worker in process.route.workers:
             worker.safe_rows.update(slot.safe_rows)
@@ -252,9 +252,14 @@ class Reports:
 
 
 def _generation_of(process: WorkerProcess, key: tuple[str, str]) -> int:
+    """The generation of a version that a process was to load.
+
+    Raises:
+        WorkerProtocolError: it was not assigned to the process.
+    """
     generation = process.generations.get(key)
     if generation is None:
-        raise WorkerProtocolError(f"a report on {key[0][:128]!r}, which it was not to load")
+        raise WorkerProtocolError(f"a report on {key[0][:128]!r}, version {key[1][:128]!r}, which it was not to load")
     return generation
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fake_workers import LARGEST, Scene, spec
 
 from multitower import wire, worker_wire
-from multitower.spec import BatchingReport, ModelReport, SignatureReport, TensorReport
+from multitower.spec import BatchingReport, ModelReport, SignatureReport, TensorReport, TowerReport
 from multitower.supervisor.routing.request_plans import RequestPlanner
+from multitower.supervisor.routing.router import Router
+from multitower.supervisor.routing.worker_connection import WorkerConnection
+from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.workers.slot import WorkerProcess
 from multitower.worker_wire import SIZES, KeySpec
@@ -178,6 +181,20 @@ def test_a_finding_about_another_signature_leaves_the_default_one_batched() -> N
         BECAUSE,
     )
     assert is_batched(scene)
+
+
+def test_a_finding_about_a_version_on_the_first_tower_alone_holds_after_a_newer_worker_has_gone() -> None:
+    router = Router({"m": QueueLimits(100, 1 << 20)}, {"m": 60.0}, 1 << 20)
+    once = ModelReport(name="m", version="1", max_batch_size=LARGEST)
+    twice = replace(once, version="2", towers=(TowerReport(device="cpu:0"), TowerReport(device="cpu:1")))
+    older, newer = {once.key: 1, twice.key: 2}, {once.key: 1, twice.key: 3}
+    connection = cast(WorkerConnection, None)
+    router.add_worker(0, "cpu:0,cpu:1", connection, [once, twice], older, 1.0)
+    gone = router.add_worker(1, "cpu:2", connection, [once, replace(twice, max_batch_size=0)], newer, 1.0)
+    router.remove_worker(gone, 2.0, crashed=False, begun=[])
+    router.batching.add_unbatched(once.key, 1, "", BECAUSE)
+    header = b'{"model_name": "m", "model_version": "1", "inputs": [{"name": "x", "datatype": "UINT8", "shape": [1]}]}'
+    assert not router.planner.plan(header).key.spec.batched
 
 
 def test_a_comparison_of_requests_is_kept_for_the_next_workers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from daemon_scene import DaemonScene
@@ -76,6 +77,8 @@ def test_a_model_that_did_load_in_a_slot_that_died_too_often_has_the_slots_cause
 
 def test_each_version_of_a_model_has_its_own_cause(tmp_path: Path) -> None:
     daemon = DaemonScene(tmp_path, [("m",)])
+    slot = daemon.scene.slot()
+    slot.specs = tuple(replace(slot.specs[0], version=version) for version in ("1", "2"))
     scene = restarted(daemon, 0)
     fail(scene, 0, failed("m", "no weights", "1"), failed("m", "no signature", "2"))
     assert daemon.refused("m").endswith("slot 0: version 1: no weights; version 2: no signature")

@@ -87,7 +87,7 @@ class Scene:
         self.front = Front(self.access)
         self.router = Router({"m": QueueLimits(1000, 1 << 20)}, {"m": 60.0}, 1 << 20)
         worker = cast(Any, type("Connection", (), {"send": lambda *_: None})())
-        self.router.add_worker(0, "cpu:0", worker, [ModelReport(name="m", max_batch_size=1)], {}, 1.0)
+        self.router.add_worker(0, "cpu:0", worker, [ModelReport(name="m", max_batch_size=1)], {("m", "1"): 1}, 1.0)
         self.orders: list[Any] = []
         self.refusals: list[str | None] = []
         self.router.open(

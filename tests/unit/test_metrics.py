@@ -236,7 +236,8 @@ def test_counts_of_an_unloaded_version_are_kept_for_the_model() -> None:
 def test_counts_without_a_version_stay_when_a_version_is_unloaded() -> None:
     router = Router({"m": QueueLimits(100, 1 << 20)}, {"m": 60.0}, 1 << 20)
     reports = [ModelReport(name="m", max_batch_size=4, version=version) for version in ("3", "4")]
-    route = router.add_worker(0, "cpu:0", cast(WorkerConnection, None), reports, {}, 1.0)
+    generations = {report.key: 1 for report in reports}
+    route = router.add_worker(0, "cpu:0", cast(WorkerConnection, None), reports, generations, 1.0)
     unanswered, answered = (
         router.models.statistics["m"].setdefault(version, ModelStatistics()) for version in ("", "3")
     )

@@ -153,7 +153,7 @@ class Routed:
         self.router = Router({"m": QueueLimits(4, 1 << 20)}, {"m": 60.0}, 1 << 20)
         self.connection = Connection()
         self.route = self.router.add_worker(
-            0, "cpu:0", cast(Any, self.connection), [ModelReport(name="m", max_batch_size=1)], {}, 1.0
+            0, "cpu:0", cast(Any, self.connection), [ModelReport(name="m", max_batch_size=1)], {("m", "1"): 1}, 1.0
         )
 
     def ask(self, id: bytes, header: bytes | None = None, rows: int = 1) -> FakeFront:

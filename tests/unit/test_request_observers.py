@@ -73,7 +73,8 @@ class Scene:
         self.router.observers += watching
         self.connection = Connection()
         reports = [ModelReport(name="m", max_batch_size=max_batch_size)]
-        self.route = self.router.add_worker(3, "cpu:3", cast(WorkerConnection, self.connection), reports, {}, 1.0)
+        connection = cast(WorkerConnection, self.connection)
+        self.route = self.router.add_worker(3, "cpu:3", connection, reports, {("m", "1"): 1}, 1.0)
 
     def ask(self, id: bytes, rows: int = 1, header: bytes | None = None) -> FakeFront:
         header = header or wire.infer_header("m", [wire.Tensor("x", "UINT8", (rows, 1))], timeout_us=50_000_000)

@@ -271,7 +271,8 @@ def routed(*reports: ModelReport) -> tuple[Router, Any, Connection]:
     connection = Connection()
     # Reports arrive as JSON.
     state = WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=reports).to_json())
-    route = router.add_worker(0, "cpu:0,cpu:1", cast(WorkerConnection, connection), state.models, {}, 1.0)
+    generations = {report.key: 1 for report in reports}
+    route = router.add_worker(0, "cpu:0,cpu:1", cast(WorkerConnection, connection), state.models, generations, 1.0)
     return router, route, connection
 
 
@@ -294,7 +295,8 @@ def test_a_worker_has_the_towers_of_models_that_are_configured_no_more() -> None
     gone, handled = ModelReport(name="gone", towers=REPLICAS), ModelReport(name="handled")
     limits = {"handled": QueueLimits(100, 1 << 20)}
     router = Router(limits, {"handled": 60.0}, 1 << 20)
-    route = router.add_worker(0, "cpu:0,cpu:1", cast(WorkerConnection, Connection()), [gone, handled], {}, 1.0)
+    connection, generations = cast(WorkerConnection, Connection()), {gone.key: 1, handled.key: 2}
+    route = router.add_worker(0, "cpu:0,cpu:1", connection, [gone, handled], generations, 1.0)
     # Such a worker exits if a batch arrives without the number of a tower.
     assert [worker_wire.read_tower_head(each.head[0]) for each in route.towers] == [0, 1]
     assert [sorted(each.worker.serves) for each in route.towers] == [["handled"], []]

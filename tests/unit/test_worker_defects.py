@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 from fake_workers import Scene, child, placement, spec
 
 from multitower import batch_results, worker_wire
-from multitower.spec import WorkerReport
+from multitower.spec import ModelReport, WorkerReport
 from multitower.supervisor.scheduling.scheduler import StateError
 from multitower.supervisor.workers.exit_cause import Fault, Verdict
 from multitower.supervisor.workers.planned_replacement_queue import Replacement
@@ -68,6 +69,33 @@ def test_a_message_that_cannot_be_handled_costs_its_worker(name: str) -> None:
     assert [scene.state(slot) for slot in (0, 1)] == [State.READY] * 2
     assert [scene.slot(slot).incarnation for slot in (0, 1)] == [1 + (slot == busy.slot.number) for slot in (0, 1)]
     assert "killed because" in str(busy.slot.last_error)
+
+
+@pytest.mark.parametrize("state", ["ready", "failed"])
+@pytest.mark.parametrize("other", [("m", "7"), ("n", "1")])
+def test_a_report_on_a_version_that_its_worker_was_not_to_load_costs_it(other: tuple[str, str], state: str) -> None:
+    scene = Scene()
+    process = scene.process()
+    scene.report(process, "loading")
+    name, version = other
+    models = ModelReport(name="m"), ModelReport(name=name, version=version)
+    scene.report(process, state, models=tuple(replace(model, state=state) for model in models))
+    assert str(process.verdict) == (
+        f"killed because it broke the protocol: a report on {name!r}, version {version!r}, which it was not to load"
+    )
+    assert process.route is None, "nothing else of what it says is believed, either"
+    assert scene.router.models.versions(name) == []
+    scene.settle()
+    assert scene.state() is State.READY
+    assert scene.process() is not process
+    assert scene.router.models.versions("m") == ["1"]
+
+
+def test_a_report_of_a_spare_on_a_version_costs_it() -> None:
+    scene = serving(1, spares=1)
+    (spare,) = scene.manager.spares
+    scene.report(spare, "idle", models=(ModelReport(name="m"),))
+    assert "which it was not to load" in str(spare.verdict)
 
 
 @pytest.mark.parametrize(
