@@ -30,6 +30,12 @@ BURST: Final = 1024
 FEW: Final = 256
 """Where descriptors are left for fewer connections than this, none are set aside for a burst."""
 
+GATEWAY: Final = 64 + 48
+"""Descriptors that the gateway keeps for regions of shared memory and for what all its threads need."""
+
+GATEWAY_PER_THREAD: Final = 16
+"""Descriptors that the gateway keeps for each of its threads."""
+
 
 @dataclass(frozen=True, slots=True)
 class DescriptorPlan:
@@ -74,6 +80,20 @@ def plan_descriptors(limit: int, processes: int, max_connections: int | None, *,
         most = free - min(free // 2, BURST)
     connections = most if max_connections is None else min(most, max_connections)
     return DescriptorPlan(limit, needed, regions, connections, limit - needed - regions - connections)
+
+
+def plan_gateway_descriptors(limit: int, threads: int) -> tuple[int, int]:
+    """Divides the descriptors of the gateway's process, as the gateway itself does (`descriptor_limit.rs`).
+
+    Args:
+        limit: the hard limit of descriptors, to which the gateway raises its own.
+        threads: of the gateway.
+
+    Returns:
+        How many it keeps for anything but connections, and how many connections of clients may be open at one time.
+    """
+    needed = min(GATEWAY + GATEWAY_PER_THREAD * threads, limit // 2)
+    return needed, max(limit - needed, 1)
 
 
 def wanted_limit(soft: int, hard: int, processes: int, max_connections: int | None) -> int:

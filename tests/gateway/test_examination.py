@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from multitower.cli.commands import multitower
 from multitower.exit_codes import Exit
 from multitower.supervisor.config.loading import load
 from multitower.supervisor.gateway import program
-from multitower.tools.doctor import gateway
+from multitower.tools.doctor import gateway, machine
 
 CONFIG = """
 devices: {cpu: 1}
@@ -104,3 +106,18 @@ def test_a_folder_that_is_missing_is_found(config: Path) -> None:
     level, text = findings(config)[1]
     assert level == "problem"
     assert f"the folder {config.parent}/later does not exist" in text
+
+
+def test_fewer_connections_than_configured_are_found(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_program(config.parent / "gateway")
+    inspect_machine = machine.inspect_machine
+    monkeypatch.setattr(machine, "inspect_machine", lambda: replace(inspect_machine(), descriptors=(256, 300)))
+    arguments = ["--no-models", "--json", "--set", "gateway.max_connections=500"]
+    examined = CliRunner().invoke(multitower, ["doctor", str(config), *arguments])
+    assert examined.exit_code == Exit.UNAVAILABLE, examined.output
+    (problem,) = [each for each in json.loads(examined.stdout)["findings"] if each["level"] == "problem"]
+    assert (problem["section"], problem["text"]) == (
+        "limits",
+        "300 file descriptors for the gateway; it needs about 128, and 172 connections of its clients may be open, "
+        "not gateway.max_connections: 500",
+    )

@@ -13,6 +13,7 @@ from multitower.supervisor.machine.descriptors import (
     PER_PROCESS,
     REGIONS,
     plan_descriptors,
+    plan_gateway_descriptors,
     wanted_limit,
 )
 
@@ -63,3 +64,18 @@ def test_the_soft_limit_is_raised_further_for_max_connections() -> None:
     wanted = wanted_limit(1024, 1 << 20, 2, 300_000)
     plan = plan_descriptors(wanted, 2, 300_000, shares_memory=True)
     assert (plan.connections, plan.survives_bursts) == (300_000, True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "threads", "plan"),
+    [
+        (1 << 20, 1, (128, (1 << 20) - 128)),
+        (1024, 4, (176, 848)),
+        (1024, 1000, (512, 512)),
+        (1, 1, (0, 1)),
+        (0, 1, (0, 1)),
+    ],
+)
+def test_the_gateway_keeps_some_descriptors_and_at_most_half(limit: int, threads: int, plan: tuple[int, int]) -> None:
+    """The same cases as in `descriptor_limit.rs`."""
+    assert plan_gateway_descriptors(limit, threads) == plan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 from doctor_findings import BUILD, CPU_BUILD, GIB, MIB, gpu, slot, worst
 
+from multitower.supervisor.config.gateway import GatewayConfig
+from multitower.supervisor.config.loading import load
 from multitower.supervisor.machine.devices import Discovery
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.machine.process_limits import CpuQuota, MemoryHeadroom
@@ -221,6 +225,40 @@ def test_more_connections_than_descriptors_are_a_problem() -> None:
     # A soft limit is raised as far as max_connections needs, beyond what is enough otherwise.
     many = replace(MACHINE, descriptors=(1024, 1 << 20))
     assert next(limits.limit_findings(many, 5, 200_000, shares_memory=True)).level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("hard", "settings", "level", "words"),
+    [
+        (4096, {}, Level.OK, "4096 file descriptors for the gateway; it needs about 128, and 1024 connections of"),
+        (4096, {"max_connections": 3968}, Level.OK, "3968 connections of its clients may be open"),
+        (4096, {"max_connections": 3969}, Level.PROBLEM, "3968 connections of its clients may be open, not gat"),
+        (4096, {"max_connections": 3968, "threads": 2}, Level.PROBLEM, "it needs about 144, and 3952 connections"),
+        (1024, {}, Level.WARNING, "896 connections of its clients may be open, not gateway.max_connections: 1024"),
+    ],
+)
+def test_descriptors_are_compared_with_the_gateways_connections(
+    hard: int, settings: dict[str, int], level: Level, words: str, tmp_path: Path
+) -> None:
+    found = limits.gateway_finding(replace(MACHINE, descriptors=(256, hard)), _gateway(tmp_path, settings))
+    assert found is not None
+    assert (found.section, found.level) == ("limits", level)
+    assert words in found.text
+    assert (found.advice is None) is (level is Level.OK)
+
+
+def test_a_gateway_without_a_limit_of_descriptors_gets_no_finding(tmp_path: Path) -> None:
+    machine = replace(MACHINE, descriptors=(1024, resource.RLIM_INFINITY))
+    assert limits.gateway_finding(machine, _gateway(tmp_path, {"max_connections": 1_000_000})) is None
+
+
+def _gateway(folder: Path, settings: dict[str, int]) -> GatewayConfig:
+    section = {"http": "127.0.0.1:8000", **settings}
+    path = folder / "config.yaml"
+    path.write_text(f"gateway: {json.dumps(section)}\nmodels: [{{name: m, handler: 'h:M'}}]\n")
+    gateway = load(path, environment={}).gateway
+    assert gateway is not None
+    return gateway
 
 
 def test_numa_nodes_are_read_from_the_kernels_files(tmp_path: Path) -> None:

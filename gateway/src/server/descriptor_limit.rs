@@ -30,6 +30,7 @@ pub fn apply(settings: &mut Settings) {
 }
 
 /// Returns for how many connections there are descriptors beside what else needs them, which gets half of all at most.
+/// `multitower doctor` has the same rule: `plan_gateway_descriptors` in supervisor/machine/descriptors.py.
 fn connections_within(descriptors: u64, threads: usize) -> usize {
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
     let reserve = MAX_REGIONS + threads * THREAD_DESCRIPTORS + OTHER_DESCRIPTORS;

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
+from multitower.supervisor.config.gateway import GatewayConfig
 from multitower.supervisor.machine import descriptors
 from multitower.supervisor.machine.cores import format_core_list
 from multitower.supervisor.machine.devices import Device, format_bytes
@@ -17,6 +19,8 @@ THREADS: Final = "threads"
 LIMITS: Final = "limits"
 
 SMALL_SHM: Final = 256 << 20
+
+RAISE_DESCRIPTORS: Final = "raise the hard limit: LimitNOFILE=65536 in the systemd unit, or ulimit -Hn 65536 as root"
 
 
 def thread_findings(
@@ -109,7 +113,7 @@ def _descriptor_finding(
         f"{limit} file descriptors{raised}; the daemon needs about {plan.needed + plan.regions}, and "
         f"{with_number(plan.connections, 'connection')} of clients may be open"
     )
-    advice = "raise the hard limit: LimitNOFILE=65536 in the systemd unit, or ulimit -Hn 65536 as root"
+    advice = RAISE_DESCRIPTORS
     if limit < plan.needed:
         return Finding(LIMITS, Level.PROBLEM, text, advice)
     if max_connections is not None and plan.connections < max_connections:
@@ -117,6 +121,29 @@ def _descriptor_finding(
     if not plan.survives_bursts:
         return Finding(LIMITS, Level.WARNING, f"{text}; many that arrive at one time could exhaust the rest", advice)
     return Finding(LIMITS, Level.OK, text)
+
+
+def gateway_finding(machine: Machine, gateway: GatewayConfig) -> Finding | None:
+    """Whether the gateway may have the descriptors for its connections; None without a limit.
+
+    Args:
+        machine: this machine.
+        gateway: as configured.
+    """
+    _, hard = machine.descriptors
+    if hard == resource.RLIM_INFINITY:
+        return None
+    needed, allowed = descriptors.plan_gateway_descriptors(hard, gateway.threads)
+    text = (
+        f"{with_number(hard, 'file descriptor')} for the gateway; it needs about {needed}, and "
+        f"{with_number(min(allowed, gateway.max_connections), 'connection')} of its clients may be open"
+    )
+    if allowed >= gateway.max_connections:
+        return Finding(LIMITS, Level.OK, text)
+    # Nobody has asked for the default.
+    level = Level.PROBLEM if "max_connections" in gateway.model_fields_set else Level.WARNING
+    text = f"{text}, not gateway.max_connections: {gateway.max_connections}"
+    return Finding(LIMITS, level, text, RAISE_DESCRIPTORS)
 
 
 def limit_findings(
