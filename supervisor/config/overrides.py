@@ -33,6 +33,9 @@ _SERVICE_LINK: Final = re.compile(
     r"MULTITOWER(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
 
+# What setup.py reads. A shell in which multitower was built may start it, too.
+_BUILD_VARIABLE: Final = "MULTITOWER_COMPILE"
+
 
 def apply_overrides(
     root: Node, tree: KeyTree, environment: Mapping[str, str], overrides: Sequence[str]
@@ -68,7 +71,7 @@ def _collect(
     variables = {PREFIX + "__".join(path).upper(): path for path in known}
     found: list[tuple[Location, str]] = []
     for name in environment:
-        if not name.startswith(PREFIX) or name in CLIENT_VARIABLES:
+        if not name.startswith(PREFIX) or name in CLIENT_VARIABLES or name == _BUILD_VARIABLE:
             continue
         if name in variables:
             found.append((variables[name], name))

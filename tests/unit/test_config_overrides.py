@@ -141,6 +141,7 @@ def test_an_override_cannot_add_keys_below_a_plain_value() -> None:
 @pytest.mark.parametrize(
     "variable",
     [
+        "MULTITOWER_COMPILE",
         "MULTITOWER_ENDPOINT",
         "MULTITOWER_SERVICE_HOST",
         "MULTITOWER_PORT",
