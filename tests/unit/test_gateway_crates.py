@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
+from sbom_parts import crate_parts
 
 GATEWAY = Path(__file__).parents[2] / "gateway"
 DENY = tomllib.loads((GATEWAY / "deny.toml").read_text())
@@ -70,32 +70,17 @@ def cargo_missing() -> str | None:
     return None if version and int(version[1]) >= wanted else f"there is no cargo 1.{wanted} or newer"
 
 
-def shipped(metadata: dict[str, Any]) -> set[str]:
-    """The ids of the crates that the program is built from, without those of its tests."""
-    nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
-    found, left = set(), [metadata["resolve"]["root"]]
-    while left:
-        node = nodes[left.pop()]
-        if node["id"] in found:
-            continue
-        found.add(node["id"])
-        kinds = {each["pkg"]: {kind["kind"] for kind in each["dep_kinds"]} for each in node["deps"]}
-        left += [crate for crate, uses in kinds.items() if uses != {"dev"}]
-    return found
-
-
 @pytest.mark.parametrize("target", DENY["graph"]["targets"])
 @pytest.mark.skipif(bool(cargo_missing()), reason=str(cargo_missing()))
 def test_each_crate_of_the_gateway_has_an_allowed_licence(target: str) -> None:
     command = ["cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", target]
     done = subprocess.run(command, cwd=GATEWAY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    metadata = json.loads(done.stdout)
-    ids = shipped(metadata)
-    crates = [crate for crate in metadata["packages"] if crate["id"] in ids]
+    root, crates, _ = crate_parts(json.loads(done.stdout), LOCK)
     assert len(crates) > 20
-    refused = {crate["name"]: crate["license"] for crate in crates if not allowed(crate["license"] or "none")}
+    refused = {crate.name: crate.licence for crate in crates.values() if not allowed(crate.licence or "none")}
     assert refused == {}
+    assert [id for id, crate in crates.items() if crate.checksum is None] == [root]
 
 
 def test_each_crate_comes_from_the_public_registry_with_a_checksum() -> None:

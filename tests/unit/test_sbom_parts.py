@@ -1,0 +1,97 @@
+"""What `make sbom` lists: the packages and crates that a daemon consists of, and none of tests and tools."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import Distribution, distributions
+from typing import Any
+
+import pytest
+from packaging.utils import canonicalize_name
+from sbom_parts import Part, crate_parts, installed_parts
+
+
+class Made(Distribution):
+    """An installed distribution with some lines of metadata."""
+
+    def __init__(self, *lines: str) -> None:
+        self._text = "\n".join(("Metadata-Version: 2.4", *lines, "", ""))
+
+    def read_text(self, filename: str) -> str | None:
+        return self._text if filename == "METADATA" else None
+
+    def locate_file(self, path: str | os.PathLike[str]) -> Any:
+        raise NotImplementedError
+
+
+def made(name: str, *requires: str, licence: str = "License-Expression: MIT") -> tuple[str, Distribution]:
+    lines = [f"Name: {name}", "Version: 1.0", licence, *(f"Requires-Dist: {line}" for line in requires)]
+    return canonicalize_name(name), Made(*lines)
+
+
+def test_the_packages_of_this_environment_are_found_without_the_tools_of_tests() -> None:
+    present = {canonicalize_name(each.metadata["Name"]): each for each in distributions()}
+    root, parts, needs = installed_parts(present, "multitower", {"server", "tensorflow"})
+    assert {"numpy", "pyzmq", "click", "pydantic"} <= needs[root]
+    assert "pydantic-core" in parts, "what they need in turn"
+    assert "pytest" in present
+    assert parts.keys() & {"pytest", "ruff", "mypy"} == set()
+    assert parts["numpy"].version == present["numpy"].version
+    assert parts.keys() == needs.keys() == {root}.union(*needs.values())
+
+
+def test_a_package_is_needed_by_its_extras_and_markers_if_it_is_installed() -> None:
+    present = dict(
+        [
+            made("Root", "one", "Two.Part[fast]>=1", "root[all]; extra == 'all'", "tests; extra == 'dev'"),
+            made("one", "two-part[small]; python_version >= '3'", "root", "windows; sys_platform == 'win32'", "absent"),
+            made("two_part", "quick; extra == 'fast'", "tiny; extra == 'small'", "large; extra == 'large'"),
+            *map(made, ("quick", "tiny", "large", "tests", "windows", "other")),
+        ]
+    )
+    assert installed_parts(present, "root", {"all"}).needs == {
+        "root": {"one", "two-part"},
+        "one": {"two-part", "root"},
+        "two-part": {"quick", "tiny"},
+        "quick": set(),
+        "tiny": set(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "licence"),
+    [
+        ("License-Expression: MIT OR Apache-2.0", "MIT OR Apache-2.0"),
+        ("License: BSD 3-Clause\n        Copyright of somebody", "BSD 3-Clause"),
+        ("License: " + "x" * 200, "x" * 100),
+        ("License:  ", None),
+        ("Summary: without a licence", None),
+    ],
+)
+def test_a_licence_is_an_expression_or_one_line(line: str, licence: str | None) -> None:
+    assert installed_parts(dict([made("m", licence=line)]), "m", set()).parts == {"m": Part("m", "1.0", licence)}
+
+
+def crate(name: str, **needs: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A crate and its node in the graph: each crate that it needs, with the kind of the need."""
+    deps = [{"pkg": f"#{other}", "dep_kinds": [{"kind": kind}]} for other, kind in needs.items()]
+    licence = None if name == "gateway" else "MIT/Apache-2.0"
+    return {"id": f"#{name}", "name": name, "version": "2.0", "license": licence}, {"id": f"#{name}", "deps": deps}
+
+
+def test_the_crates_of_a_program_are_found_without_those_of_its_tests() -> None:
+    made = [
+        crate("gateway", hyper=None, cc="build", tempfile="dev"),
+        crate("hyper", bytes=None),
+        crate("bytes", hyper="dev"),
+        crate("cc"),
+        crate("tempfile", bytes=None, rand=None),
+        crate("rand"),
+    ]
+    graph = {"root": "#gateway", "nodes": [node for _, node in made]}
+    lock = {"package": [{"name": "gateway", "version": "2.0"}, {"name": "hyper", "version": "2.0", "checksum": "ab"}]}
+    found = crate_parts({"packages": [each for each, _ in made], "resolve": graph}, lock)
+    assert found.root == "#gateway"
+    assert found.needs == {"#gateway": {"#hyper", "#cc"}, "#hyper": {"#bytes"}, "#bytes": set(), "#cc": set()}
+    assert found.parts["#gateway"] == Part("gateway", "2.0", None)
+    assert found.parts["#hyper"] == Part("hyper", "2.0", "MIT OR Apache-2.0", "ab")
