@@ -6,6 +6,8 @@
 mod budget;
 mod compression;
 mod context;
+#[cfg(test)]
+mod documented_paths;
 mod grpc;
 mod http;
 mod json;

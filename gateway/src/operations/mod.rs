@@ -84,24 +84,42 @@ pub async fn handle(context: &Context, request: Request) -> Response {
 
 const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Page,
+    Status,
+    Metrics,
+    Live,
+    Ready,
+}
+
+/// All paths that are answered.
+const PATHS: [(&str, Asked); 6] = [
+    ("/", Asked::Page),
+    ("/status.json", Asked::Status),
+    ("/metrics", Asked::Metrics),
+    ("/monitoring/prometheus/metrics", Asked::Metrics),
+    ("/healthz", Asked::Live),
+    ("/readyz", Asked::Ready),
+];
+
 async fn answer(context: &Context, request: &Request) -> Result<Response, DaemonError> {
     let (path, operations) = (request.uri().path(), &context.operations);
     let reports = || operations.reports(&context.daemon);
-    if !matches!(path, "/" | "/status.json" | "/metrics" | "/monitoring/prometheus/metrics" | "/healthz" | "/readyz") {
+    let Some((_, asked)) = PATHS.into_iter().find(|(known, _)| *known == path) else {
         return Err(path_unknown());
-    }
+    };
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut refused = refuse(&DaemonError::new(Code::Unimplemented, "method_unknown", "Method Not Allowed"));
         refused.headers_mut().insert(header::ALLOW, ALLOWED);
         return Ok(refused);
     }
-    if path == "/" {
-        return Ok(page::answer(request.headers()).await);
-    }
-    let _place = take_place(operations, path)?;
     let headers = request.headers();
-    match path {
-        "/status.json" => {
+    let _place = take_place(operations, asked)?;
+    match asked {
+        Asked::Page => Ok(page::answer(headers).await),
+        Asked::Status => {
             let content = match wanted_status(request.uri().query())? {
                 Wanted::Latest => reports().status.get(&context.daemon).await?,
                 Wanted::Events => reports().events.get(&context.daemon).await?,
@@ -109,9 +127,9 @@ async fn answer(context: &Context, request: &Request) -> Result<Response, Daemon
             };
             Ok(respond(&content, headers).await)
         }
-        "/healthz" => Ok(readiness::live(context).await),
-        "/readyz" => Ok(readiness::ready(context).await),
-        _ => {
+        Asked::Live => Ok(readiness::live(context).await),
+        Asked::Ready => Ok(readiness::ready(context).await),
+        Asked::Metrics => {
             let reports = reports();
             let query = if wants_open_metrics(headers) { &reports.open_metrics } else { &reports.metrics };
             let mut response = respond(&*query.get(&context.daemon).await?, headers).await;
@@ -181,18 +199,29 @@ fn wants_open_metrics(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Takes a place for a request that waits for the daemon, until the permit is dropped.
-fn take_place<'a>(operations: &'a Operations, path: &str) -> Result<SemaphorePermit<'a>, DaemonError> {
-    let (places, what) = match path {
-        "/healthz" | "/readyz" => (&operations.probe_places, "health or readiness"),
-        _ => (&operations.report_places, "status or metrics"),
+/// Takes a place for a request that waits for the daemon, until the permit is dropped. The page does not wait.
+fn take_place(operations: &Operations, asked: Asked) -> Result<Option<SemaphorePermit<'_>>, DaemonError> {
+    let (places, what) = match asked {
+        Asked::Page => return Ok(None),
+        Asked::Live | Asked::Ready => (&operations.probe_places, "health or readiness"),
+        Asked::Status | Asked::Metrics => (&operations.report_places, "status or metrics"),
     };
-    places.try_acquire().map_err(|_| DaemonError::queue_full(format!("{MAX_WAITING} requests for {what} are waiting")))
+    let place = places.try_acquire();
+    place.map(Some).map_err(|_| DaemonError::queue_full(format!("{MAX_WAITING} requests for {what} are waiting")))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::documented_paths;
+
+    #[test]
+    fn every_path_is_documented_with_what_the_daemon_decides() {
+        let paths: BTreeSet<_> = PATHS.iter().map(|(path, _)| format!("GET {path}")).collect();
+        assert_eq!(paths, documented_paths::where_first(|first| !matches!(first, "v1" | "v2")));
+    }
 
     #[test]
     fn clients_choose_the_format_of_metrics() {
@@ -227,10 +256,10 @@ mod tests {
     #[test]
     fn requests_that_wait_are_bounded_and_leave_probes_their_places() {
         let operations = Operations::new();
-        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| take_place(&operations, "/status.json").unwrap()).collect();
-        assert!(take_place(&operations, "/metrics").is_err());
-        let _probes = ["/healthz", "/readyz"].map(|path| take_place(&operations, path).unwrap());
+        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| take_place(&operations, Asked::Status).unwrap()).collect();
+        assert!(take_place(&operations, Asked::Metrics).is_err());
+        let _probes = [Asked::Live, Asked::Ready, Asked::Page].map(|asked| take_place(&operations, asked).unwrap());
         waiting.pop();
-        assert!(take_place(&operations, "/metrics").is_ok());
+        assert!(take_place(&operations, Asked::Metrics).is_ok());
     }
 }

@@ -7,23 +7,22 @@ mod infer_raw;
 mod infer_request;
 mod infer_response;
 mod json_values;
+mod paths;
 mod request_tensors;
 
 pub use infer::Endpoints;
 
-use std::borrow::Cow;
-
 use ::http::{Method, StatusCode};
-use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 pub use error::error_response;
 use error::method_not_allowed;
 use infer::Endpoint;
+use paths::{Asked, route};
 
 use super::{refusals, repository};
 use crate::context::Context;
-use crate::http::{Request, Response, json_response, path_unknown, read_body, stated_timeout};
+use crate::http::{Request, Response, json_response, read_body, stated_timeout};
 use crate::mt1::{DaemonError, ModelRef};
 
 /// Answers a request whose path begins with `/v2`.
@@ -33,108 +32,37 @@ pub async fn handle(context: Context, request: Request) -> Response {
     {
         return endpoint.infer(&context, request).await.unwrap_or_else(|error| error_response(&error));
     }
-    match Box::pin(route(&context, request)).await {
+    match Box::pin(answer(&context, request)).await {
         Ok(response) => response,
         Err(error) => error_response(&error),
     }
 }
 
-async fn route(context: &Context, request: Request) -> Result<Response, DaemonError> {
-    let path = request.uri().path().to_owned();
-    let Some(segments) = split(&path) else {
-        return Err(DaemonError::invalid("the path is not UTF-8"));
-    };
-    let segments: Vec<&str> = segments.iter().map(|segment| &**segment).collect();
-    let is_get = matches!(*request.method(), Method::GET | Method::HEAD);
-    let is_post = request.method() == Method::POST;
-    let get = Some("GET, HEAD").filter(|_| !is_get);
-    let post = Some("POST").filter(|_| !is_post);
-    let refuse = |allowed: Option<&'static str>| allowed.map(method_not_allowed);
-    let (model, action) = match segments.as_slice() {
-        [] => {
-            if let Some(refused) = refuse(get) {
-                return Ok(refused);
-            }
-            return server_metadata(context).await;
-        }
-        ["health", what @ ("live" | "ready")] => {
-            return Ok(match refuse(get) {
-                Some(refused) => refused,
-                None => health(context, what).await,
-            });
-        }
-        ["models", "stats"] => {
-            if let Some(refused) = refuse(get) {
-                return Ok(refused);
-            }
-            return query(context, "MT1:statistics", json!({})).await;
-        }
-        ["repository", "index"] => {
-            if let Some(refused) = refuse(post) {
-                return Ok(refused);
-            }
-            return repository_index(context, request).await;
-        }
-        ["repository", "models", name, order @ ("load" | "unload")] => {
-            if let Some(refused) = refuse(post) {
-                return Ok(refused);
-            }
-            return repository_order(context, request, name, order).await;
-        }
-        ["systemsharedmemory" | "cudasharedmemory", ..] => {
-            return Err(refusals::shared_memory());
-        }
-        ["trace", "setting"] | ["logging"] => {
-            return Err(refusals::trace_and_log());
-        }
-        ["models", name, "versions", version, action @ ..] => {
-            let model = ModelRef { name: (*name).to_owned(), version: Some((*version).to_owned()), label: None };
-            (model, action)
-        }
-        ["models", name, action @ ..] => (ModelRef::latest(*name), action),
-        _ => return Err(path_unknown()),
-    };
-    let kind = match action {
-        [] => "MT1:model_metadata",
-        ["config"] => "MT1:model_config",
-        ["stats"] => "MT1:statistics",
-        ["ready"] => {
-            return match refuse(get) {
-                Some(refused) => Ok(refused),
-                None => model_ready(context, &model).await,
-            };
-        }
-        ["infer"] => {
-            if let Some(refused) = refuse(post) {
-                return Ok(refused);
-            }
+async fn answer(context: &Context, request: Request) -> Result<Response, DaemonError> {
+    let (verb, asked, model) = route(request.uri().path())?;
+    if !verb.allows(request.method()) {
+        return Ok(method_not_allowed(verb.methods()));
+    }
+    match asked {
+        Asked::ServerMetadata => server_metadata(context).await,
+        Asked::Live => Ok(health(context, "live").await),
+        Asked::Ready => Ok(health(context, "ready").await),
+        Asked::AllStatistics => query(context, "MT1:statistics", json!({})).await,
+        Asked::Metadata => query(context, "MT1:model_metadata", model.to_header()).await,
+        Asked::Config => query(context, "MT1:model_config", model.to_header()).await,
+        Asked::Statistics => query(context, "MT1:statistics", model.to_header()).await,
+        Asked::ModelReady => model_ready(context, &model).await,
+        Asked::Infer => {
+            let path = request.uri().path().to_owned();
             let endpoint = Endpoint::new(model);
             let response = endpoint.infer(context, request).await?;
             context.endpoints.remember(&path, endpoint);
-            return Ok(response);
+            Ok(response)
         }
-        ["trace", "setting"] => return Err(refusals::trace_and_log()),
-        ["generate" | "generate_stream"] => {
-            return Err(DaemonError::unsupported(format!(
-                "'{}' is not supported: models answer 'infer'",
-                action.join("/")
-            )));
-        }
-        _ => return Err(path_unknown()),
-    };
-    match refuse(get) {
-        Some(refused) => Ok(refused),
-        None => query(context, kind, model.to_header()).await,
+        Asked::Index => repository_index(context, request).await,
+        Asked::Load => repository_order(context, request, &model.name, "load").await,
+        Asked::Unload => repository_order(context, request, &model.name, "unload").await,
     }
-}
-
-/// Returns the decoded segments of a path after `/v2`, or None if one is not UTF-8. A slash at the end does not count.
-fn split(path: &str) -> Option<Vec<Cow<'_, str>>> {
-    let mut segments: Vec<&str> = path.split('/').skip(2).collect();
-    if segments.last().is_some_and(|last| last.is_empty()) {
-        segments.pop();
-    }
-    segments.into_iter().map(|segment| percent_decode_str(segment).decode_utf8().ok()).collect()
 }
 
 async fn health(context: &Context, what: &str) -> Response {
@@ -211,27 +139,5 @@ async fn read_options(context: &Context, request: &mut Request) -> Result<Value,
         Ok(options @ Value::Object(_)) => Ok(options),
         Ok(_) => Err(DaemonError::invalid("the body is not a JSON object")),
         Err(error) => Err(DaemonError::invalid(format!("the body is not JSON: {error}"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::split;
-
-    #[test]
-    fn paths_are_split_and_decoded() {
-        let table: &[(&str, Option<&[&str]>)] = &[
-            ("/v2", Some(&[])),
-            ("/v2/", Some(&[])),
-            ("/v2/health/live", Some(&["health", "live"])),
-            ("/v2/models/a%2Fb%20c/infer", Some(&["models", "a/b c", "infer"])),
-            ("/v2/models//infer", Some(&["models", "", "infer"])),
-            ("/v2/models/%ff", None),
-        ];
-        for (path, expected) in table {
-            let segments = split(path);
-            let segments: Option<Vec<&str>> = segments.as_ref().map(|list| list.iter().map(|item| &**item).collect());
-            assert_eq!(segments.as_deref(), *expected, "{path}");
-        }
     }
 }

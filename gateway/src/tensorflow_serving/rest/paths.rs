@@ -96,9 +96,41 @@ fn decode(segment: &str, what: &str) -> Result<String, DaemonError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::documented_paths;
+
+    /// The documented path of a route. A new kind of route does not compile until it has one here.
+    fn documented(route: &Route) -> &'static str {
+        match route {
+            Route::Predict(_) => "POST /v1/models/MODEL:predict",
+            Route::Classify(_) => "POST /v1/models/MODEL:classify",
+            Route::Regress(_) => "POST /v1/models/MODEL:regress",
+            Route::Status(_) => "GET /v1/models/MODEL",
+            Route::Metadata(_) => "GET /v1/models/MODEL/metadata",
+        }
+    }
+
+    #[test]
+    fn every_route_is_documented_with_what_the_daemon_decides() {
+        let model = || ModelRef::latest("MODEL");
+        let routes = [
+            Route::Predict(model()),
+            Route::Classify(model()),
+            Route::Regress(model()),
+            Route::Status(model()),
+            Route::Metadata(model()),
+        ];
+        for expected in &routes {
+            let (method, path) = documented(expected).split_once(' ').unwrap();
+            assert_eq!(route(&method.parse().unwrap(), path).as_ref(), Ok(expected));
+        }
+        let paths: BTreeSet<_> = routes.iter().map(|route| documented(route).to_owned()).collect();
+        assert_eq!(paths, documented_paths::where_first(|first| first == "v1"));
+    }
 
     fn model(name: &str, version: Option<&str>, label: Option<&str>) -> ModelRef {
         ModelRef { name: name.to_owned(), version: version.map(str::to_owned), label: label.map(str::to_owned) }
