@@ -43,9 +43,9 @@ serve: $(VENV)/.demo ## Serve the demo's digits model until Ctrl-C, for a client
 	@$(BIN)/multitower demo --folder demo --serve
 
 test: test-unit test-processes ## Run all tests: rules on the checkout, everything else on the wheel that users install
-	@# Tests that kill under load run two at a time: they use a core each. None rests on a speed that a neighbour
-	@# could spoil.
-	$(CHAOS) --numprocesses 2 --dist worksteal
+	@# Tests that kill under load run three at a time on two cores: each waits for much of its time. None rests on a
+	@# speed that a neighbour could spoil.
+	$(CHAOS) --numprocesses 3 --dist worksteal
 
 test-unit: $(VENV)/.dev ## Run the tests that start no process: a minute
 	$(BIN)/python -m pytest tests/unit --numprocesses 2
