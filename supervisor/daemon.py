@@ -62,8 +62,8 @@ class Daemon:
         config: a checked configuration.
         read_config: reads the configuration again, for a reload, or the section of one model, whose name it gets; it
             may block.
-        strict: whether all that is configured must be there at once; otherwise the daemon serves what is there, and
-            waits for the rest.
+        strict: whether everything in the configuration must be available at the start; otherwise the daemon waits for
+            missing models, devices and endpoints, and serves the others meanwhile.
         ready_lines: lines to log once, when every model is ready and the gateway accepts connections.
 
     Raises:
@@ -249,7 +249,7 @@ class Daemon:
         elif request is StopRequest.REPEATED:
             event(log, logging.INFO, "already draining", signal=number.name)
         else:
-            event(log, logging.WARNING, "ending now", signal=number.name)
+            event(log, logging.WARNING, "second signal: ending at once", signal=number.name)
 
     def _on_background_jobs(self) -> None:
         parts = self._parts

@@ -1,7 +1,7 @@
 """Which of the configured models and devices are on this machine now, and why others are not. It may block.
 
-What is not there yet may come: a mount, a model that is still being copied, a driver that is still loading. The daemon
-serves what is there, and waits for the rest (`operations/presence_watch.py`).
+A missing model or device may appear later: its file system is mounted, its files are copied, its driver is loaded. The
+daemon serves the others meanwhile, and waits for it (`operations/presence_watch.py`).
 """
 
 from __future__ import annotations

@@ -385,7 +385,7 @@ class Executor:
         self._unbatched = True
         self._comparisons = 0
         self.unbatched_because, self.unverified_because = because, None
-        log_event(logging.WARNING, "requests are run one by one from now on", cause=because)
+        log_event(logging.WARNING, "requests run unbatched from now on", cause=because)
 
     def _call(self, key: KeySpec, parts: Sequence[Arrays], size: int, model_inputs: Arrays | None) -> list[Output]:
         may_split = self._divisible or self._proven or key in self._proven_keys

@@ -334,11 +334,17 @@ class PresenceWatch:
             else:
                 self._reject(names[0], prints, error, temporary=model is None or self._may_pass(model))
             self._marked.clear()  # they are refused again
-            event(log, logging.ERROR, "what is available now cannot be served", names=",".join(names), cause=error)
-            why = "back to what is there"
+            event(
+                log,
+                logging.ERROR,
+                "models or devices that are available now cannot be served",
+                names=",".join(names),
+                cause=error,
+            )
+            why = "back to the former models and devices"
             Reload(context, order, new, before, ended, why, model=model, tolerant=True).start()
 
-        why = "what was waited for has come"
+        why = "missing models or devices are available now"
         Reload(context, order, before, new, served, why, model=model, tolerant=True).start()
 
     def _may_pass(self, name: str) -> bool:

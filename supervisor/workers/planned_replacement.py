@@ -153,7 +153,7 @@ class Replacer:
             replacement.slot, replacement.target_specs
         )
         if obstacle is not None:
-            message = "no second worker beside the one that serves: it ends first"
+            message = "no room for a second worker: the one that serves ends first"
             event(log, logging.INFO, message, **replacement.slot.fields, cause=obstacle)
         return obstacle is None
 

@@ -57,7 +57,7 @@ def test_a_replacement_without_room_beside_the_old_worker_kills_nothing(tmp_path
             tally = load.stop()
         assert done.returncode == 0, f"{done.stderr}\n{daemon.text()}"
         assert not tally.faults(), f"{tally}\n{daemon.text()}"
-        line = daemon.wait_line("no second worker beside the one that serves")
+        line = daemon.wait_line("no room for a second worker: the one that serves ends first")
         assert "of the control group" in line["cause"]
         assert (group.kills(), daemon.slot()["restarts"]) == (0, 0)
         assert daemon.end() == 0

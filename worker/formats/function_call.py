@@ -124,7 +124,7 @@ class FunctionCall:
         self.fast = False
         self._operation = None
         reason = str(error) if isinstance(error, NotEquivalentError) else one_line(error)
-        log_event(logging.DEBUG, "model is not called in the fast way", cause=reason)
+        log_event(logging.DEBUG, "model is called through TensorFlow's usual path, which is slower", cause=reason)
 
     def output_tensors(self, tensors: Tensors) -> Tensors:
         """The outputs' tensors for the inputs' tensors, in Python's way; also inside another function."""

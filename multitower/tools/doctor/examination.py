@@ -41,7 +41,7 @@ from multitower.tools.doctor.gpu_driver import Driver
 
 DEVICES: Final = "devices"
 WAITING_ADVICE: Final = (
-    "correct it, or let `multitower serve` wait for it: what is there is served meanwhile, unless --strict is given"
+    "correct it, or let `multitower serve` wait for it: it serves everything else meanwhile, unless --strict is given"
 )
 _BASE_PACKAGES: Final = ("numpy", "pyzmq", "tensorflow")
 

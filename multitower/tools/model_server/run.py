@@ -114,5 +114,5 @@ def _log_differences(values: Values, conversion: Conversion) -> None:
     if values.get("enable_per_model_batching_parameters") and not values.get("enable_batching"):
         event(log, logging.WARNING, "--enable_per_model_batching_parameters has no effect without --enable_batching")
     if values.get("enable_batching") is None:
-        message = "requests may share batches although --enable_batching was not given; --enable_batching=false"
-        event(log, logging.INFO, f"{message} runs each by itself")
+        message = "requests may share batches although --enable_batching was not given"
+        event(log, logging.INFO, f"{message}; with --enable_batching=false they do not")
