@@ -376,7 +376,7 @@ def test_a_tensorflow_without_the_needed_parts_is_called_from_python(
     monkeypatch.delattr(type(function), "inference_fn")
     with caplog.at_level(logging.DEBUG, "multitower.worker"):
         assert not tried(function).fast
-    assert "not called in the fast way cause=AttributeError" in log_text(caplog)
+    assert "model is called through TensorFlow's usual path, which is slower cause=AttributeError" in log_text(caplog)
 
 
 def test_a_difference_of_one_bit_is_a_difference(caplog: pytest.LogCaptureFixture) -> None:
