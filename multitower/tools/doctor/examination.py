@@ -84,9 +84,8 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     processes = max(1, len(placements)) + config.spares
     maximum = None if config.max_connections == "auto" else config.max_connections
     yield from limits.limit_findings(this, processes, maximum, shares_memory=shares_memory)
-    gateway_limit = limits.gateway_finding(this, config.gateway) if config.gateway is not None else None
-    if gateway_limit is not None:
-        yield gateway_limit
+    if config.gateway is not None and (finding := limits.gateway_finding(this, config.gateway)) is not None:
+        yield finding
     temporary_folder_needed = bool(with_tensorflow) or config.runtime_dir is None
     yield temporary_files.finding(needed=temporary_folder_needed)
     yield from endpoints.findings(config.listen, config.runtime_dir)
