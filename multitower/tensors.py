@@ -117,6 +117,20 @@ def datatype_of(array: Array) -> str:
     raise make(Reason.DATATYPE_MISMATCH, f"arrays of dtype {dtype} cannot be sent")
 
 
+def no_array(error: Exception) -> str:
+    """Why numpy made no array of lists.
+
+    Args:
+        error: what numpy raised.
+
+    Returns:
+        Plain words for the most frequent cause; otherwise numpy's own.
+    """
+    if "inhomogeneous" in str(error):
+        return "its lists have different lengths; all rows of an array have the same shape"
+    return str(error)
+
+
 def element_count(shape: Sequence[int]) -> int:
     """The number of elements of a shape; 1 for a scalar."""
     return math.prod(shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -340,4 +341,10 @@ def _start_errors(config: Config, *, strict: bool) -> Iterator[None]:
         raise StartError(Exit.UNAVAILABLE, f"{error}; {error.advice}, or remove `gateway` from {config.path}") from None
     except OSError as error:
         temporary = not strict and (isinstance(error, NotBindableYetError) or may_pass(error))
-        raise StartError(Exit.TEMPORARY if temporary else Exit.CONFIG, str(error)) from None
+        # Ours have no number; the system's begin with it, and do not say what the daemon wanted with the file.
+        cause = str(error)
+        if error.filename is not None and error.strerror:
+            cause = (
+                f"{os.fsdecode(error.filename)} cannot be made or used: {error.strerror}; see runtime_dir and listen"
+            )
+        raise StartError(Exit.TEMPORARY if temporary else Exit.CONFIG, cause) from None

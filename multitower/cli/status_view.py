@@ -402,9 +402,11 @@ def _problems(refused: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -
                 rest[reason] = rest.get(reason, 0) - count
         for reason, count in model["refused"]["last_minute"].items():
             yield name, "refused", reason, count, model["refused"]["total"][reason]
-    for reason, count in unattributed["last_minute"].items():
-        if count > 0:
-            yield None, "refused", reason, count, unattributed["total"][reason]
+    for reason, rest in unattributed["last_minute"].items():
+        # The last minute of the daemon and that of a model may begin some seconds apart; the totals are exact.
+        total = unattributed["total"][reason]
+        if (count := min(rest, total)) > 0:
+            yield None, "refused", reason, count, total
 
 
 # Values.

@@ -157,8 +157,8 @@ class Codec:
             except MultitowerError as error:
                 raise make(Reason.DATATYPE_MISMATCH, f"input {name!r}: {error.message}", field=name) from None
             except (TypeError, ValueError) as error:
-                # numpy's message about rows of unequal length and the like.
-                raise make(Reason.SHAPE_INVALID, f"input {name!r} is not an array: {error}", field=name) from None
+                message = f"input {name!r} is not an array: {tensors.no_array(error)}"
+                raise make(Reason.SHAPE_INVALID, message, field=name) from None
             frames.append(_own(frame) if copy else frame)
         outputs = request.outputs
         if isinstance(outputs, str):

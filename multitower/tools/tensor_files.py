@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 STDIN = "-"
+
+_EXPECTED = 'what is expected is JSON such as {"x": [[1.5, 2]]}, with the names that `multitower models` shows'
+
 BASE64 = "b64"
 """The key of bytes that are not text, as in TensorFlow Serving's JSON: `{"b64": "…"}`."""
 
@@ -77,13 +80,15 @@ def _read_json(source: str, declared: Mapping[str, str]) -> dict[str, tuple[Any,
     where = "the standard input" if source == STDIN else source
     try:
         text = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
+        if not text.strip():
+            raise TensorFileError(f"{where} is empty; {_EXPECTED}")
         values = json.loads(text, parse_float=_finite)
     except OSError as error:
         raise TensorFileError(f"{where}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise TensorFileError(f"{where} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise TensorFileError(f"{where}: the JSON is not an object of inputs by name")
+        raise TensorFileError(f"{where}: the JSON is not an object of inputs by name; {_EXPECTED}")
     entries = values.get("inputs")
     if isinstance(entries, list) and all(isinstance(entry, dict) and "name" in entry for entry in entries):
         return {str(entry["name"]): _read_open_inference(entry, declared) for entry in entries}
@@ -116,7 +121,7 @@ def _array(name: str, value: Any) -> Array:
         # Elements of other kinds become objects. Numpy would pad text and bytes, and turn numbers among them into text.
         return array if array.dtype.kind in "biuf" else np.asarray(_decode_base64(value), dtype=object)
     except (ValueError, OverflowError) as error:
-        raise TensorFileError(f"input {name!r} is not an array: {error}") from None
+        raise TensorFileError(f"input {name!r} is not an array: {tensors.no_array(error)}") from None
 
 
 def _decode_base64(value: Any) -> Any:

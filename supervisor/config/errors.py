@@ -154,11 +154,17 @@ def _message(detail: ErrorDetails) -> str:
     return message(context, value) if message is not None else f"{detail['msg']}, not {value}"
 
 
+def _no_list(value: str) -> str:
+    """The message about a value that is no list. A mapping is mostly one entry of a list, without its dash."""
+    form = "of which each entry begins with '- '" if value.startswith("{") else "as in [a, b]"
+    return f"must be a list, {form}, not {value}"
+
+
 _MESSAGES: Final[Mapping[str, Callable[[Mapping[str, Any], str], str]]] = {
     "int_type": lambda context, value: f"must be a whole number, not {value}",
     "bool_type": lambda context, value: f"must be true or false, not {value}",
     "string_type": lambda context, value: f"must be text, not {value}; put it in quotes if it is meant as text",
-    "tuple_type": lambda context, value: f"must be a list, as in [a, b], not {value}",
+    "tuple_type": lambda context, value: _no_list(value),
     "model_type": lambda context, value: f"must be a mapping of keys to values, not {value}",
     "model_attributes_type": lambda context, value: f"must be a mapping of keys to values, not {value}",
     "literal_error": lambda context, value: f"must be one of {context['expected']}, not {value}",

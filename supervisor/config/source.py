@@ -166,6 +166,8 @@ def read_file(path: Path) -> str:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError([_missing_file(path)]) from None
+    except IsADirectoryError:
+        raise ConfigError([Problem(where, (), "is a folder; name the YAML file")]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, PermissionError):
@@ -181,7 +183,9 @@ def read_file(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - data.rfind(b"\n", 0, error.start)
         position = Position(str(path), line, column)
-        raise ConfigError([Problem(position, (), f"is not UTF-8 (byte 0x{data[error.start]:02x})")]) from None
+        raise ConfigError(
+            [Problem(position, (), f"is not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8")]
+        ) from None
 
 
 def _missing_file(path: Path) -> Problem:

@@ -63,10 +63,11 @@ def test_json_is_converted_to_the_declared_datatypes(case: str, where: str, fold
 
 
 REFUSED: dict[str, tuple[bytes, str]] = {
+    "nothing": (b" \n", 'the standard input is empty; what is expected is JSON such as {"x": [[1.5, 2]]}'),
+    "a list": (b"[[1]]", 'not an object of inputs by name; what is expected is JSON such as {"x"'),
     "no JSON": (b"{", "the standard input is not JSON"),
     "not UTF-8": (b'{"x": "\xff"}', "is not JSON"),
     "deep": (b"[" * 100_000, "is not JSON"),
-    "a list": (b"[1]", "not an object"),
     "fractions for integers": (b'{"n": [1.5]}', "input 'n' is UINT8, which cannot represent all its values"),
     "too large": (b'{"n": [256]}', "input 'n' is UINT8"),
     "negative": (b'{"n": [-1]}', "input 'n' is UINT8"),
@@ -74,7 +75,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "beyond numpy": (b'{"n": [1' + b"0" * 30 + b"]}", "input 'n' is UINT8, but its values are not all numbers"),
     "text for numbers": (b'{"x": ["1"]}', "input 'x' is FP32, but its values are not all numbers"),
     "null": (b'{"x": [null]}', "not all numbers"),
-    "rows of unequal length": (b'{"x": [[1], [2, 3]]}', "input 'x' is not an array"),
+    "rows of unequal length": (b'{"x": [[1], [2, 3]]}', "input 'x' is not an array: its lists have different lengths"),
     "numbers for text": (b'{"word": [{"b64": "a"}]}', "b64"),
     "a wrong shape": (b'{"inputs": [{"name": "x", "shape": [3], "data": [1, 2]}]}', "input 'x'"),
     "a wrong datatype": (b'{"inputs": [{"name": "x", "datatype": "FP13", "data": [1]}]}', "FP13"),

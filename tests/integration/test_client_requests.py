@@ -122,6 +122,11 @@ def test_an_input_that_cannot_be_sent_is_refused_by_name(case: str, echoing: Cli
     assert refused.value.details["field"] == "image"
 
 
+def test_rows_of_unequal_length_are_explained_in_plain_words(echoing: Client) -> None:
+    with pytest.raises(InvalidRequest, match="input 'image' is not an array: its lists have different lengths"):
+        echoing.infer("m", {"image": [[1, 2], [3]]})
+
+
 @pytest.mark.parametrize("size", [10, 1 << 17], ids=["small", "large"])
 def test_outputs_are_read_only(size: int, echoing: Client) -> None:
     assert not echoing.infer("m", {"x": np.zeros(size, np.uint8)})["x"].flags.writeable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import resource
 import signal
 import socket
@@ -182,7 +183,9 @@ def test_a_runtime_dir_that_cannot_be_made_now_is_no_mistake_of_the_file(
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     read = functools.partial(load, config)
-    with pytest.raises(StartError, match=os.strerror(number)) as caught:
+    with pytest.raises(
+        StartError, match=re.escape(f"{folder} cannot be made or used: {os.strerror(number)}; see")
+    ) as caught:
         Daemon(read(), read, strict=strict)
     assert caught.value.code == code
 
@@ -213,7 +216,9 @@ def test_a_runtime_dir_with_a_wrong_path_is_a_mistake_of_the_file(tmp_path: Path
     config = tmp_path / "config.yaml"
     config.write_text(f"{CONFIG}runtime_dir: /dev/null/run\n".replace("{endpoint}", tmp_socket))
     read = functools.partial(load, config)
-    with pytest.raises(StartError, match="Not a directory") as caught:
+    with pytest.raises(
+        StartError, match=r"^/dev/null/run cannot be made or used: Not a directory; see runtime_dir"
+    ) as caught:
         Daemon(read(), read)
     assert caught.value.code == Exit.CONFIG
 

@@ -327,18 +327,22 @@ def test_wrong_keys_of_a_model_are_reported(folder: Path, model: str, problem: s
         ("- a\n", "1:1: the file holds a list, not a mapping of keys to values"),
         ("model\n", "the file holds 'model', not a mapping"),
         ("spares: 1\n", "1:1: the key 'models' is missing"),
+        (
+            "models: {name: a, path: b}\n",
+            "1:9: models: must be a list, of which each entry begins with '- ', not {'name': 'a', 'path': 'b'}",
+        ),
         ("model: []\n", "1:1: model: unknown key (did you mean 'models'?)"),
         ("models: []\n", "1:9: models: must not be empty"),
         ("models:\n", "1:1: models: has no value"),
         ("models: digits\n", "models: must be a list"),
         ("models: {name: a}\n", "models: must be a list"),
-        (b"# caf\xe9\n" + MODEL.encode(), "1:6: is not UTF-8 (byte 0xe9)"),
+        (b"# caf\xe9\n" + MODEL.encode(), "1:6: is not UTF-8 (byte 0xe9); save it as UTF-8"),
         (MODEL.encode("utf-16"), "1:1: is not UTF-8"),
         (b"#" * (MAX_FILE_BYTES + 1), "is over 256 KiB, which no configuration needs"),
         (MODEL + "---\n" + MODEL, "2:1: holds a second YAML document"),
         (MODEL + "\tspares: 1\n", "indent with spaces, not with tabs"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_files_that_are_wrong_as_a_whole_are_reported(text: str | bytes, problem: str) -> None:
     assert problem in only_problem(text)
@@ -354,7 +358,7 @@ def test_a_byte_order_mark_is_accepted() -> None:
     [
         ("y.yaml", "y.yaml: there is no such file in {folder} (did you mean 'x.yaml'?)"),
         ("sub/x.yaml", "sub/x.yaml: there is no such file, nor can the folder {folder}/sub be read"),
-        ("digits", "digits: cannot be read: Is a directory"),
+        ("digits", "digits: is a folder; name the YAML file"),
         ("x.yaml/y", "x.yaml/y: cannot be read: Not a directory"),
         ("a\0b", "cannot be read: embedded null byte"),
         ("a" * 300, "cannot be read: File name too long"),

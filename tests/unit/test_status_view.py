@@ -199,6 +199,18 @@ def test_a_quiet_daemon_says_that_nothing_failed() -> None:
     assert "no request failed or was refused in the last minute" in text(80, status)
 
 
+def test_last_minutes_that_begin_apart_make_no_refusals_of_no_model() -> None:
+    status = copy.deepcopy(STATUS)
+    status["models"] = status["models"][:1]
+    (model,) = status["models"]
+    model["errors"]["last_minute"] = {}
+    status["daemon"]["refused"] = {"last_minute": {"shape_invalid": 3}, "total": {"shape_invalid": 3}}
+    model["refused"] = {"last_minute": {}, "total": {"shape_invalid": 3}}
+    assert "no request failed or was refused in the last minute" in text(80, status)
+    status["daemon"]["refused"]["total"]["shape_invalid"] = 5  # two of them named no model
+    assert "refused  shape_invalid            2                2" in text(120, status)
+
+
 def test_a_percentile_is_headed_with_what_it_measures_at_every_width() -> None:
     for width in (None, *range(44, 260)):
         for line in text(width).splitlines():
