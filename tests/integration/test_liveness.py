@@ -28,7 +28,7 @@ from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
 
 WAIT_S = 60.0
-PEER_TIMEOUT_S = 0.4
+PEER_TIMEOUT_S = 1.0  # the threads of a busy machine wait for a core for up to half a second
 VANISHED = 20
 
 
@@ -86,11 +86,11 @@ def test_coroutines_learn_of_a_swallowed_connection(daemon: FakeDaemon, proxy: S
 
 
 def test_a_daemon_that_answers_late_is_not_lost(daemon: FakeDaemon) -> None:
-    with Client(daemon.endpoint, timeout=WAIT_S, connect_timeout=WAIT_S, peer_timeout=0.2) as client:
+    with Client(daemon.endpoint, timeout=WAIT_S, connect_timeout=WAIT_S, peer_timeout=PEER_TIMEOUT_S) as client:
         future = client.submit("m", {"x": 1.0})
         request = daemon.next()
         with pytest.raises(TimeoutError):
-            future.result(1.0)  # five times the peer's time: heartbeats are answered meanwhile
+            future.result(3 * PEER_TIMEOUT_S)  # heartbeats are answered meanwhile
         daemon.reply(request, fake_daemon.echo(request))
         assert future.result(WAIT_S)["x"].tolist() == 1.0
 
@@ -112,18 +112,20 @@ models: [{{name: echo, handler: "handlers:Echo"}}]
 
 
 def test_the_daemon_releases_the_connections_of_vanished_clients(tmp_path: Path) -> None:
-    with Running(tmp_path, CONFIG.format(peer_timeout="400ms")) as daemon:
+    with Running(tmp_path, CONFIG.format(peer_timeout="1s")) as daemon:
         daemon.wait_ready()
         listening = str(daemon.wait_line("daemon started")["listen"])
         endpoint = listening.partition(",")[2]
         pid, port = daemon.process.pid, int(endpoint.rpartition(":")[2])
         with SwallowingProxy(endpoint) as proxy:
-            # They keep the connection, whatever happens to it: only the daemon can notice.
+            # They keep the connection when it is silent: only the daemon can notice.
             clients = [Client(proxy.endpoint, connect_timeout=WAIT_S, peer_timeout=0) for _ in range(VANISHED)]
             try:
                 for client in clients:
                     client.infer("echo", {"x": np.ones((1, 2), np.float32)}, timeout=WAIT_S)
-                assert accepted_connections(pid, port) == VANISHED
+                # On a busy machine a client may answer heartbeats too late. Then it connects again, and looks for
+                # the cause over a connection of its own.
+                daemon.wait(lambda: accepted_connections(pid, port) == VANISHED)
                 proxy.swallow()
                 daemon.wait(lambda: accepted_connections(pid, port) == 0)
             finally:
