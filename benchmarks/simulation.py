@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from multitower.supervisor.scheduling.pool import Rule
+from multitower.supervisor.scheduling.pool_worker import Batch, Served, Worker
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Batch, Served, Worker
 from multitower.worker_wire import KeySpec
 
 BATCH_S, ROW_S, LARGEST = 0.004, 0.00003, 32

@@ -2,7 +2,7 @@
 
 import sys
 
-from multitower.early_stop import die_of_ctrl_c
+from multitower.early_signals import die_of_ctrl_c
 
 # A spawned worker imports the parent's main module again; that must not run the command line.
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ PACKAGES: Final = (
 """All of their modules, except:"""
 
 EXCEPTIONS: Final = (
-    "multitower.supervisor.scheduling.region",  # a compiled class cannot be referred to weakly
+    "multitower.supervisor.scheduling.shared_memory_region",  # a compiled class cannot be referred to weakly
 )
 
 MODULES: Final = (
@@ -31,7 +31,7 @@ MODULES: Final = (
     "multitower.supervisor.security.authorisation",
     "multitower.supervisor.security.entrance",
     "multitower.supervisor.security.peers",
-    "multitower.worker.batch",
+    "multitower.worker.batch_inputs",
     "multitower.worker.bound_socket",
     "multitower.worker.executor",
     "multitower.worker.formats.handler",

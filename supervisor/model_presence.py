@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from .config.config import Config, ModelConfig
-from .config.values import parse_file, parse_model_path
+from .config.value_syntax import parse_file, parse_model_path
 from .config.version_folders import versions_of
 from .machine.devices import Discovery, Group, MissingDevicesError, resolve, without_entries
 

@@ -18,7 +18,7 @@ from multitower.exit_codes import Exit
 from .config.config import Config
 from .config.secret_files import CurveKeys, GuardedFileError, read_curve_keys
 from .config.source import may_pass
-from .config.values import ANSWER_S
+from .config.value_syntax import ANSWER_S
 from .gateway.listeners import GatewayListeners
 from .gateway.program import ProgramError, check_program
 from .gateway.supervision import Gateway

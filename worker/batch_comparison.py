@@ -19,8 +19,8 @@ import numpy as np
 
 from multitower.worker_wire import KeySpec
 
-from . import batch, replies
-from .batch import Entry
+from . import batch_inputs, replies
+from .batch_inputs import Entry
 from .formats.model import Array, Arrays
 from .replies import Output
 from .row_comparison import DEPEND_ON_OTHERS, DEPEND_ON_SIZE, RERUNS, Tolerance, differing_output
@@ -85,7 +85,7 @@ def compare_batch(
     filled = [number for number, entry in enumerate(entries) if entry.rows]
     if len(filled) < 2:
         return None
-    inputs = batch.join_inputs([entry.arrays for entry in entries], size)
+    inputs = batch_inputs.join_inputs([entry.arrays for entry in entries], size)
     expected = _by_name(outputs)
     # Not the first request: it has the same position in any size.
     small: list[_SmallRun] = []

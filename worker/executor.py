@@ -12,9 +12,9 @@ from typing import Any, Final
 from multitower.batch_results import Timing
 from multitower.worker_wire import MAX_KEYS, KeySpec
 
-from . import batch, replies
-from .batch import Entry, PreparedBatch
+from . import batch_inputs, replies
 from .batch_comparison import Comparison, Verdict, compare_batch
+from .batch_inputs import Entry, PreparedBatch
 from .formats.model import Array, Arrays, Model
 from .heartbeat import CallCounter
 from .model_caller import ModelCaller
@@ -111,7 +111,7 @@ class Executor:
 
     def padded_size(self, rows: int) -> int:
         """The number of rows that the model is called with for a batch of `rows` rows."""
-        return batch.padded_size(rows, self._allowed)
+        return batch_inputs.padded_size(rows, self._allowed)
 
     def prepare(
         self,
@@ -150,7 +150,7 @@ class Executor:
                 total = sum(rows) if whole is not None else sum(entry.rows for entry in entries)
                 # What this raises is raised again when the batch is run, and the entry that causes it is found there.
                 with contextlib.suppress(Exception):
-                    model_inputs = batch.join_inputs(parts, self.padded_size(total))
+                    model_inputs = batch_inputs.join_inputs(parts, self.padded_size(total))
         return PreparedBatch(key, rows, answers, whole, entries, model_inputs, time.monotonic_ns() - started)
 
     def run(self, prepared: PreparedBatch) -> tuple[Sequence[Answer], Timing]:
@@ -182,7 +182,7 @@ class Executor:
                 return shared, self._timing()
         else:
             if joined is not None:
-                entries = batch.split_entries(joined, rows)
+                entries = batch_inputs.split_entries(joined, rows)
             if not key.batched or self._unbatched:
                 self._run_each(key, entries, answers)
             elif comparing and entries:
@@ -207,7 +207,7 @@ class Executor:
         width = len(key.inputs)
         for index, count in enumerate(rows):
             try:
-                arrays = batch.decode_inputs(key, count, frames[index * width : (index + 1) * width])
+                arrays = batch_inputs.decode_inputs(key, count, frames[index * width : (index + 1) * width])
                 entries.append(Entry(index, count, arrays))
             except Exception as error:  # noqa: BLE001  malformed, or no memory for it
                 answers[index] = self._errors.translate(error)
@@ -218,7 +218,7 @@ class Executor:
     ) -> Arrays | None:
         """One array an input for all entries; None where all of them got an error as their answer."""
         try:
-            return batch.decode_inputs(key, rows, frames)
+            return batch_inputs.decode_inputs(key, rows, frames)
         except Exception as error:  # noqa: BLE001  numbers that numpy does not know, or no memory for them
             answers[:] = [self._errors.translate(error)] * len(answers)
             return None
@@ -242,13 +242,13 @@ class Executor:
         try:
             outputs = self._call(key, [joined], size, model_inputs)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
-            self._run_smaller(key, batch.split_entries(joined, rows), answers, error)
+            self._run_smaller(key, batch_inputs.split_entries(joined, rows), answers, error)
             return None
         if not replies.have_rows(outputs, size):
-            self._stop_joining(key, batch.split_entries(joined, rows), answers, outputs, size)
+            self._stop_joining(key, batch_inputs.split_entries(joined, rows), answers, outputs, size)
             return None
         if not replies.travel_joined(outputs):
-            self._answer_entries(batch.split_entries(joined, rows), outputs, answers)
+            self._answer_entries(batch_inputs.split_entries(joined, rows), outputs, answers)
             return None
         started = time.monotonic_ns()
         shared = JoinedReplies(self._replies, outputs, rows)
@@ -326,7 +326,9 @@ class Executor:
         found: Comparison | None = None
         try:
             # The rows of a request that is by itself may influence each other, too: parts of a large one are.
-            units = entries if len(entries) > 1 else batch.split_entries(entries[0].arrays, [1] * entries[0].rows)
+            units = (
+                entries if len(entries) > 1 else batch_inputs.split_entries(entries[0].arrays, [1] * entries[0].rows)
+            )
             # Further calls would be too large as well, where memory has just turned out not to suffice for this one.
             if self._caller.fits(size):
                 found = compare_batch(self._caller.call, key, units, size, outputs)

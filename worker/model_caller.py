@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from multitower.errors import Reason, make
 from multitower.worker_wire import KeySpec
 
-from . import batch, replies
+from . import batch_inputs, replies
 from .formats.model import Array, Arrays, Model
 from .heartbeat import CallCounter
 from .model_errors import is_out_of_memory, one_line
@@ -138,8 +138,8 @@ class ModelCaller:
         outputs: list[list[Output]] = []
         for start in range(0, size, step):
             rows = min(step, size - start)
-            padded = batch.padded_size(rows, self._allowed)
-            part = [batch.slice_rows(inputs, start, rows)]
+            padded = batch_inputs.padded_size(rows, self._allowed)
+            part = [batch_inputs.slice_rows(inputs, start, rows)]
             found = self.call_joined(key, part, padded, None, may_split=may_split)
             if not replies.have_rows(found, padded):
                 shapes = replies.describe_shapes(found)
@@ -153,7 +153,7 @@ class ModelCaller:
 
     def _join(self, parts: Sequence[Arrays], size: int) -> Arrays:
         started = time.monotonic_ns()
-        joined = batch.join_inputs(parts, size)
+        joined = batch_inputs.join_inputs(parts, size)
         self.assemble_ns += time.monotonic_ns() - started
         return joined
 

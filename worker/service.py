@@ -22,7 +22,7 @@ from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import BatchingReport, MemoryReport, newest
 from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Table, WorkerArea
 
-from .batch import PreparedBatch
+from .batch_inputs import PreparedBatch
 from .executor import Executor, Executors
 from .inbox import Channel, Inbox
 from .model_errors import log_traceback, one_line

@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Final
 
-from multitower.early_stop import die_of_ctrl_c, handle_early_stop, raise_on_ctrl_c
+from multitower.early_signals import die_of_ctrl_c, handle_early_stop, raise_on_ctrl_c
 from multitower.exit_codes import Exit
 from multitower.standard_streams import discard_output, open_standard_streams
 from multitower.temporary_folder import NoTemporaryFolderError

@@ -3,7 +3,7 @@
 import sys
 
 from multitower.cli import main
-from multitower.early_stop import die_of_ctrl_c
+from multitower.early_signals import die_of_ctrl_c
 from multitower.import_path import put_last
 
 # A spawned worker imports its parent's main module again and must not run the command line.

@@ -25,8 +25,11 @@ from multitower.liveness import MAX_PEER_TIMEOUT_S, MIN_PEER_TIMEOUT_S
 from multitower.wire import DEFAULT_ENDPOINT
 
 from .devices import CpuDevices, Devices, cpu_names, flatten, on_cpus
-from .errors import ValueProblems
-from .fields import (
+from .gateway import GatewayConfig
+from .models import ModelConfig
+from .principals import Principals
+from .request_log import RequestLogConfig
+from .section_types import (
     NOT_EMPTY,
     AutoOrConnections,
     AutoOrCount,
@@ -43,15 +46,12 @@ from .fields import (
     one_or_more,
     one_or_more_schema,
 )
-from .gateway import GatewayConfig
-from .models import ModelConfig
-from .principals import Principals
-from .request_log import RequestLogConfig
 from .security import SecurityConfig
 from .source import Problem
 from .tracing import TracingConfig
 from .units import SIZE_PATTERN, format_duration, format_size, parse_size
-from .values import (
+from .validation_errors import ValueProblems
+from .value_syntax import (
     ENDPOINT_PATTERN,
     MEMORY_PATTERN,
     MemoryLimit,

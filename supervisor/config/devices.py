@@ -9,10 +9,10 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from .errors import ValueProblems
-from .fields import Processes, Section
+from .section_types import Processes, Section
 from .units import short_repr
-from .values import CPU_DEVICE_PATTERN, UUID_PATTERN, is_cpu_device, is_slice, parse_device
+from .validation_errors import ValueProblems
+from .value_syntax import CPU_DEVICE_PATTERN, UUID_PATTERN, is_cpu_device, is_slice, parse_device
 
 ONE_SLICE: Final = "a worker can use one slice only, since CUDA does not guarantee a process a second one"
 """Why there are no groups of slices. Drivers from R570 on enumerate one per GPU instance, older ones a single one:

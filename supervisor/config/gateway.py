@@ -8,8 +8,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
-from .errors import raise_missing_key
-from .fields import (
+from .section_types import (
     OptionalPositiveBytes,
     PositiveBytes,
     PositiveSeconds,
@@ -21,7 +20,8 @@ from .fields import (
 )
 from .security import TlsConfig
 from .units import format_size, short_repr
-from .values import Lacking, both, either, parse_endpoint
+from .validation_errors import raise_missing_key
+from .value_syntax import Lacking, both, either, parse_endpoint
 
 UNIX: Final = "unix:"
 """The beginning of an address that is the path of a Unix socket."""

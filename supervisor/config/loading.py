@@ -14,11 +14,11 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from .config import Config
-from .errors import drop_empty_keys, key_tree, to_problems
-from .fields import Context
 from .overrides import apply_overrides
+from .section_types import Context
 from .source import MAX_PROBLEMS, ConfigError, Node, Position, Problem, read_file
 from .units import short_repr
+from .validation_errors import drop_empty_keys, key_tree, to_problems
 from .yaml_reader import Reader
 
 _TREE: Final = key_tree(Config)

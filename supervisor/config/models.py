@@ -18,8 +18,7 @@ from multitower.format_registry import FORMATS
 from multitower.spec import ModelSpec
 
 from .devices import ModelDevices
-from .errors import ValueProblems, raise_missing_key
-from .fields import (
+from .section_types import (
     Count,
     CountFromZero,
     OptionalPositiveSeconds,
@@ -33,7 +32,8 @@ from .fields import (
     key,
 )
 from .units import short_repr
-from .values import (
+from .validation_errors import ValueProblems, raise_missing_key
+from .value_syntax import (
     HANDLER_PATTERN,
     NAME_PATTERN,
     NotYetError,

@@ -17,11 +17,11 @@ from pydantic import Field, PlainValidator, ValidationError, field_validator
 
 from multitower.bearer_tokens import NAME, TokenHash
 
-from .errors import ValueProblems, drop_empty_keys, key_tree, to_problems
-from .fields import Count, Section, key, one_or_more
 from .secret_files import check_key, read_list
+from .section_types import Count, Section, key, one_or_more
 from .source import MAX_PROBLEMS, ConfigError, Problem
 from .units import short_repr
+from .validation_errors import ValueProblems, drop_empty_keys, key_tree, to_problems
 from .yaml_reader import Reader
 
 ANONYMOUS: Final = "anonymous"

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
-from .fields import PositiveBytes, Section, context_of, key
+from .section_types import PositiveBytes, Section, context_of, key
 from .units import format_size, short_repr
 
 _MIN_SIZE: Final = 64 << 10

@@ -16,12 +16,12 @@ from typing import Annotated, TypeVar
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
 from ..loop.bounded_call import call_within
-from .fields import Section, context_of, key
 from .principals import read_principals
 from .secret_files import GuardedFileError, read_curve_keys, read_list, read_secret
+from .section_types import Section, context_of, key
 from .source import ConfigError
 from .units import printable, short_repr
-from .values import ANSWER_S
+from .value_syntax import ANSWER_S
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from .fields import Section, key
+from .section_types import Section, key
 from .units import short_repr
 
 ENDPOINT_PATTERN: Final = r"^(?:https?|grpcs?)://[^/@]+(?:/.*)?$"

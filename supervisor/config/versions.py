@@ -10,9 +10,9 @@ from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 from multitower.format_registry import SAVED_MODEL
 from multitower.wire import MAX_NAME_BYTES
 
-from .errors import ValueProblems
-from .fields import MAX_INT, context_of, format_of
+from .section_types import MAX_INT, context_of, format_of
 from .units import printable, short_repr
+from .validation_errors import ValueProblems
 from .version_folders import Policy, is_saved_model
 
 MAX_VERSION: Final = 2**63 - 1  # TensorFlow Serving's are int64

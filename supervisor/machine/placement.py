@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
-from multitower.cuda_environment import cuda_environment, no_gpu_environment
+from multitower.cuda_visible_devices import cuda_environment, no_gpu_environment
 from multitower.spec import Assignment, ModelSpec
 
 from ..config.config import Config
-from ..config.values import MemoryLimit
+from ..config.value_syntax import MemoryLimit
 from .cores import divide_cores, sort_by_physical_core
 from .devices import CPU_PREFIX, Device, DeviceError, Discovery, Group, ListedDevices, format_bytes, resolve
 from .discovery import discover

@@ -17,7 +17,7 @@ from ..routing.front_socket import internal_error
 from .compatibility import compatible_families
 from .exposition import CONTENT_TYPES, Exposition
 from .metric_families import families
-from .process import process_families
+from .process_metrics import process_families
 from .snapshot import Snapshot, SnapshotReader
 
 log = logging.getLogger("multitower.metrics")

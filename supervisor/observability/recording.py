@@ -24,9 +24,9 @@ from ..routing.front_socket import FrontSocket
 from ..routing.request_plans import whole_inputs
 from ..routing.router import Router
 from ..routing.sampler import Sampler
-from ..scheduling.areas import OpenArea
 from ..scheduling.open_requests import Answer, Reply
 from ..scheduling.request import Frame, Request
+from ..scheduling.shared_memory_areas import OpenArea
 
 log = logging.getLogger("multitower.recording")
 

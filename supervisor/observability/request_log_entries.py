@@ -17,9 +17,9 @@ from typing import Any, Final
 from multitower import tensors
 from multitower.errors import MultitowerError
 
-from ..scheduling.areas import OpenArea
 from ..scheduling.open_requests import Answer
 from ..scheduling.request import Frame, Request
+from ..scheduling.shared_memory_areas import OpenArea
 
 MAX_VALUES: Final = 256
 """Values of one tensor that a line has at most, the first ones in row-major order."""

@@ -13,8 +13,8 @@ from ..config.tracing import TracingConfig
 from ..loop.log import event
 from ..routing.observers import RequestObserver
 from ..settings import ActiveSettings
-from .span_export import SpanExport
-from .span_exporter import INSTALL, missing_packages
+from .otlp_exporter import INSTALL, missing_packages
+from .span_export_thread import SpanExport
 from .trace_observer import TraceObserver
 
 log = logging.getLogger("multitower.tracing")

@@ -1,7 +1,7 @@
 """Admission: accepts requests for inference and submits them to the scheduler, or refuses them with an error.
 
 A request is checked against the plan for its header (`request_plans`), the limits on sizes, its shared memory
-(`regions`), and what its client leaves unread (`unread`). The scheduler then checks the queue's limits.
+(`shared_memory_regions`), and what its client leaves unread (`unread`). The scheduler then checks the queue's limits.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from multitower.errors import MultitowerError, Reason, make
 from ..loop.containment import ErrorLog
 from ..scheduling.request import Plan, Request, SharedRequest
 from ..scheduling.scheduler import Scheduler
-from ..security.limits import Use
+from ..security.principal_limits import Use
 from .front_socket import FrontSocket
 from .observers import RequestObserver
 from .recent import RefusedRequests
-from .regions import Regions, refusal
 from .request_checks import check_frames
 from .request_plans import RequestPlanner
+from .shared_memory_regions import Regions, refusal
 from .unread import REFRESH_S, UnreadReplies
 
 MAX_LOOK_INTERVAL_S = 0.1

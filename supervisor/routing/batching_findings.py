@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from multitower.spec import ModelReport, SignatureReport
 
+from ..scheduling.pool_worker import Worker
 from ..scheduling.scheduler import Scheduler
-from ..scheduling.worker import Worker
 from .request_plans import RequestPlanner
 from .routes import Route
 

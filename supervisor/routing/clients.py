@@ -20,8 +20,8 @@ from ..scheduling.request import Request
 from ..scheduling.scheduler import Scheduler
 from ..security.authenticator import GATEWAY
 from ..security.authorisation import Authorisation, without_names
+from ..security.credential_handles import ANONYMOUS_HANDLE
 from ..security.entrance import Entrance, GatewayEntrance
-from ..security.handles import ANONYMOUS_HANDLE
 from ..security.operation_table import OPERATIONS, ORDERS
 from ..security.peers import NOBODY, Peer
 from .admission import Admission

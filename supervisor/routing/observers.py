@@ -13,8 +13,8 @@ from multitower.errors import MultitowerError
 
 from ..scheduling.batch_run import BatchRun
 from ..scheduling.open_requests import Reply
+from ..scheduling.pool_worker import Batch
 from ..scheduling.request import Request
-from ..scheduling.worker import Batch
 from .front_socket import FrontSocket
 from .sampler import Sampler
 

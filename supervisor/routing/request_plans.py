@@ -18,8 +18,8 @@ from multitower.spec import ModelReport, SignatureReport, TensorReport
 from multitower.trace_context import split_header
 from multitower.worker_wire import SIZES, KeySpec
 
+from ..scheduling.pool_worker import Served
 from ..scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
-from ..scheduling.worker import Served
 from .recent import RefusedRequests
 from .request_checks import check_inputs, check_outputs, count_rows, find_signature, shares_batches
 from .version_catalog import VersionCatalog

@@ -21,10 +21,10 @@ from multitower.spec import ModelReport
 from ..loop.containment import ErrorLog
 from ..scheduling.deaths import Death
 from ..scheduling.pool import Rule
+from ..scheduling.pool_worker import Batch, Served, Worker
 from ..scheduling.queue import QueueLimits
 from ..scheduling.scheduler import Scheduler, StateError
-from ..scheduling.worker import Batch, Served, Worker
-from . import regions
+from . import shared_memory_regions
 from .admission import Admission
 from .batching_findings import BatchingFindings
 from .clients import Clients, MetricsAnswerer, OrderTaker, QueryAnswerer
@@ -348,7 +348,7 @@ def _batch_message(batch: Batch, joined: bool, description: Sequence[bytes]) -> 
     requests = batch.requests
     for request in requests:
         if request.shared:
-            return regions.batch_message(batch, description)
+            return shared_memory_regions.batch_message(batch, description)
     if joined:
         frames = worker_wire.join_frames([request.frames for request in requests])
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from multitower import worker_wire
 from multitower.spec import ModelReport
 
-from ..scheduling.worker import Served, Worker
+from ..scheduling.pool_worker import Served, Worker
 from .statistics import BatchTimes
 from .worker_connection import WorkerConnection
 from .worker_totals import WorkerTotals

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from multitower.spec import ModelReport
 
+from ..scheduling.pool_worker import Served, Worker
 from ..scheduling.queue import QueueLimits
 from ..scheduling.scheduler import Scheduler
-from ..scheduling.worker import Served, Worker
 from .recent import RefusedRequests
 from .request_plans import RequestPlanner
 from .routes import Route

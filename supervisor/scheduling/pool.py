@@ -15,8 +15,8 @@ from math import inf
 from typing import Final
 
 from .estimate import MAX_KEYS, Estimates
+from .pool_worker import Batch, Worker
 from .request import BatchKey
-from .worker import Batch, Worker
 
 LOOP_DELAY_S: Final = 0.0003
 """How late the daemon's event loop may wake up, and be done with what else is due, before it sends a batch."""

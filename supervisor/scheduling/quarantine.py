@@ -15,9 +15,9 @@ from multitower.durations import exact_duration, rounded_duration
 from multitower.errors import MultitowerError, Reason, make
 from multitower.worker_wire import KeySpec
 
-from .areas import OpenArea
 from .deaths import Death
 from .request import Request
+from .shared_memory_areas import OpenArea
 
 MAX_REQUESTS = 64
 """Requests that are in quarantine at one time; the oldest one makes room."""

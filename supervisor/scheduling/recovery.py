@@ -16,10 +16,10 @@ from multitower.errors import Reason, make
 from .deaths import Death, death_details, describe_deaths
 from .open_requests import OpenRequests
 from .pool import Pool
+from .pool_worker import Batch, Worker
 from .queue import ModelQueue
 from .refusals import Refusals
 from .request import Phase, Request
-from .worker import Batch, Worker
 
 
 class Recovery:

@@ -12,8 +12,8 @@ from multitower import wire
 from multitower.trace_context import TraceContext
 from multitower.worker_wire import KeySpec
 
-from .areas import OpenArea
 from .batch_run import BatchRun
+from .shared_memory_areas import OpenArea
 
 
 class Buffer(Protocol):

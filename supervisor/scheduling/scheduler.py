@@ -6,8 +6,8 @@ The rules:
 
 - Requests wait here rather than behind a busy worker (late binding). A batch is formed when a worker is free, or is
   about to be, so that it has the next batch when it finishes. While all are busy, the queues grow, and so do batches.
-- `dispatcher` forms the batches. `worker_choice` picks the worker, and may leave a slow one idle while the queue is
-  short.
+- `batch_dispatcher` forms the batches. `worker_choice` picks the worker, and may leave a slow one idle while the queue
+  is short.
 - Each request gets exactly one answer: only `OpenRequests.settle` answers, and only once.
 - When a process exits, `recovery` decides which of its requests run again. `refusals` refuses what crashes workers.
 - While a new version of a model takes over, workers of both versions serve. A request runs on a worker with the
@@ -23,10 +23,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from multitower.errors import MultitowerError, Reason, make
 
+from .batch_dispatcher import Dispatcher
 from .deaths import Death
-from .dispatcher import Dispatcher
 from .open_requests import Answer, ErrorLogger, OpenRequests, Reply, log_each_error
 from .pool import Pool, Rule
+from .pool_worker import Batch, Served, Worker
 from .quarantine import QuarantinedRequest
 from .queue import ModelQueue, QueueLimits
 from .recovery import Recovery
@@ -34,7 +35,6 @@ from .refusals import Refusals
 from .replanning import replan_requests
 from .request import Plan, Request, Sender
 from .split_requests import late_error
-from .worker import Batch, Served, Worker
 
 MAX_RETRY_AFTER_MS = 60_000
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 
-from .areas import OpenArea
 from .deadlines import describe_limit, limit_details
 from .request import Frame, Plan, Request, SharedRequest, Split
+from .shared_memory_areas import OpenArea
 
 SURE_FACTOR: Final = 1.25
 """A request is refused if its rows take this many times the time that is left: estimates are not exact."""

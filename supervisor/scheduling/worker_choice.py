@@ -16,9 +16,9 @@ from math import inf
 from typing import Final
 
 from .pool import MAX_LEAD_SHARE, SHORT_BATCH_S, Pool, Rule, expected_finish
+from .pool_worker import Worker
 from .queue import ModelQueue
 from .request import BatchKey, Request
-from .worker import Worker
 
 SIMILAR_SHARE: Final = 0.125
 """Workers whose finishing times differ by less than this share of the batch's time are similar: they take turns."""

@@ -11,12 +11,12 @@ from typing import Any
 
 from ..config.principals import Principals
 from ..loop.background import BackgroundJobs
+from .authentication_failures import Failures
 from .authenticator import Authenticator
 from .authorisation import Authorisation
-from .failures import Failures
-from .handles import ANONYMOUS_HANDLE, Handles
-from .limits import Uses
+from .credential_handles import ANONYMOUS_HANDLE, Handles
 from .peers import NOBODY, Peer, Peers, peer_of
+from .principal_limits import Uses
 from .tokens import TokenVerifier
 
 

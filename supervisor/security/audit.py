@@ -15,7 +15,7 @@ from multitower.errors import MultitowerError, Reason
 
 from ..config.principals import ANONYMOUS
 from ..loop.history import EventHistory, EventKind
-from .limits import TokenBucket
+from .principal_limits import TokenBucket
 
 log = logging.getLogger("multitower.audit")
 

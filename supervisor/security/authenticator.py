@@ -9,8 +9,8 @@ from multitower.bearer_tokens import MAX_TOKEN
 from multitower.errors import MultitowerError, Reason, make
 
 from ..config.principals import Principal, Principals
-from .failures import Failure, Failures
-from .handles import LIFETIME_S, Handles
+from .authentication_failures import Failure, Failures
+from .credential_handles import LIFETIME_S, Handles
 from .tokens import Refusal, TokenVerifier
 
 MAX_FROM: Final = 64

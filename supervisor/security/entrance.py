@@ -11,7 +11,7 @@ from typing import Final
 
 from ..config.principals import Role
 from .access_control import AccessControl
-from .failures import Failure
+from .authentication_failures import Failure
 from .peers import NOBODY, Peer
 from .zap import USER_ID
 

@@ -33,8 +33,8 @@ from multitower.bearer_tokens import TokenHash, dummy_hash, split_token
 
 from ..config.principals import Principal
 from ..loop.background import BackgroundJobs
-from .failures import Failure
-from .limits import TokenBucket
+from .authentication_failures import Failure
+from .principal_limits import TokenBucket
 
 MAX_WAITING: Final = 128
 """Tokens that wait to be verified at most."""

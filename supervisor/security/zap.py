@@ -18,7 +18,7 @@ from multitower import frames
 
 from ..loop.reactor import unwatched
 from .access_control import AccessControl
-from .failures import Failure
+from .authentication_failures import Failure
 
 ENDPOINT: Final = "inproc://zeromq.zap.01"
 """Where libzmq looks for the handler, in the context of the sockets that need it."""

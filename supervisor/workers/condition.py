@@ -15,8 +15,8 @@ from typing import Final
 from multitower.durations import measured_duration
 
 from ..scheduling.estimate import Estimate
+from ..scheduling.pool_worker import Batch, Worker
 from ..scheduling.request import BatchKey
-from ..scheduling.worker import Batch, Worker
 
 EXAMINED_AFTER_S: Final = 0.5
 """Seconds without a heartbeat after which the state of the process is read; sooner where heartbeats are frequent."""

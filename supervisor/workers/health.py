@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from ..loop.log import event
-from ..scheduling.worker import Batch
+from ..scheduling.pool_worker import Batch
 from .capacity import Capacity
 from .exit_cause import Fault, Verdict
 from .hang_detector import Call

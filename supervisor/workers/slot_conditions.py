@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ..scheduling.worker import Worker
+from ..scheduling.pool_worker import Worker
 from .condition import (
     EXAMINED_AFTER_S,
     OK,

@@ -19,9 +19,9 @@ from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.machine.resources import Sampler
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.routing.worker_connection import WorkerProtocolError
+from multitower.supervisor.scheduling.pool_worker import Batch
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
-from multitower.supervisor.scheduling.worker import Batch
 from multitower.supervisor.workers.capacity import Capacity
 from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.exit_cause import ExitCause

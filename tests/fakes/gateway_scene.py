@@ -14,8 +14,8 @@ from typing import Any
 
 import zmq
 
-from multitower.supervisor.config.fields import Context
 from multitower.supervisor.config.gateway import GatewayConfig
+from multitower.supervisor.config.section_types import Context
 from multitower.supervisor.gateway.listeners import GatewayListeners
 from multitower.supervisor.gateway.run import GatewayState
 from multitower.supervisor.gateway.supervision import STALL_S, Gateway

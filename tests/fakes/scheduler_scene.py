@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from multitower.supervisor.scheduling.pool import Rule
+from multitower.supervisor.scheduling.pool_worker import Batch, Served, Worker
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Batch, Served, Worker
 from multitower.worker_wire import KeySpec
 
 FIXED_S, ROW_S, LARGEST = 0.004, 0.00003, 32

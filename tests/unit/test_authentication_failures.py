@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from multitower.supervisor.security.failures import LOGGED_AT_ONCE, LOGGED_PER_S, MAX_SOURCE, Failure, Failures
+from multitower.supervisor.security.authentication_failures import (
+    LOGGED_AT_ONCE,
+    LOGGED_PER_S,
+    MAX_SOURCE,
+    Failure,
+    Failures,
+)
 
 
 def fields(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

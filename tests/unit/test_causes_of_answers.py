@@ -10,11 +10,11 @@ from scheduler_scene import add_worker
 
 from multitower.errors import MultitowerError, Overloaded, Poisoned, Unavailable
 from multitower.supervisor.scheduling.deaths import Death
+from multitower.supervisor.scheduling.pool_worker import Served
 from multitower.supervisor.scheduling.quarantine import MIN_CRASHES
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served
 from multitower.supervisor.workers.exit_cause import ExitCause, Fault, Verdict
 from multitower.worker_wire import KeySpec
 

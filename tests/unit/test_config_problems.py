@@ -10,7 +10,7 @@ import pytest
 from multitower.account_names import user_name
 from multitower.supervisor.config.loading import load
 from multitower.supervisor.config.source import MAX_FILE_BYTES, MAX_PROBLEMS, ConfigError
-from multitower.supervisor.config.values import RUNTIME_NAME_BYTES
+from multitower.supervisor.config.value_syntax import RUNTIME_NAME_BYTES
 from multitower.supervisor.loop.runtime_dir import MAX_IPC_PATH
 
 MODEL = "models: [{name: digits, path: digits}]\n"

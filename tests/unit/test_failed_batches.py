@@ -7,8 +7,8 @@ from scheduler_scene import FIXED_S, LARGEST, ROW_S, Scene
 
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.scheduling.pool import LOOP_DELAY_S
+from multitower.supervisor.scheduling.pool_worker import Batch, Worker
 from multitower.supervisor.scheduling.request import Request
-from multitower.supervisor.scheduling.worker import Batch, Worker
 
 
 def fail(scene: Scene, batch: Batch | None) -> list[Request]:

@@ -25,7 +25,7 @@ from multitower.supervisor.observability.compatibility import compatible_familie
 from multitower.supervisor.observability.exposition import Exposition, Family, Kind, Metric
 from multitower.supervisor.observability.metric_families import EDGES_S, USUAL_OUTCOMES, USUAL_REFUSALS, families, times
 from multitower.supervisor.observability.metrics_reply import MAX_WAITING, Done
-from multitower.supervisor.observability.process import process_families
+from multitower.supervisor.observability.process_metrics import process_families
 from multitower.supervisor.observability.snapshot import Snapshot, Times, VersionSnapshot
 from multitower.supervisor.routing.recent import LatencyHistogram, RefusedRequests
 from multitower.supervisor.routing.router import Router

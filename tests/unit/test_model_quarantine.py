@@ -6,11 +6,11 @@ import pytest
 from scheduler_scene import add_worker
 
 from multitower.errors import MultitowerError, Unavailable
+from multitower.supervisor.scheduling.pool_worker import Served, Worker
 from multitower.supervisor.scheduling.quarantine import MIN_CRASHES, ModelQuarantine
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 A, B = "a", "b"

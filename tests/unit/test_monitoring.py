@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from multitower.errors import CODE_OF, Code, Reason
 from multitower.supervisor.observability import metric_families
 from multitower.supervisor.observability.exposition import Kind, Metric
-from multitower.supervisor.observability.process import process_families
+from multitower.supervisor.observability.process_metrics import process_families
 from multitower.supervisor.workers.condition import Condition
 from multitower.supervisor.workers.exit_cause import DeathKind
 from multitower.supervisor.workers.slot_state_machine import State

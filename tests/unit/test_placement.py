@@ -12,7 +12,7 @@ import pytest
 
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.loading import load
-from multitower.supervisor.config.values import MemoryLimit
+from multitower.supervisor.config.value_syntax import MemoryLimit
 from multitower.supervisor.machine.devices import Device, DeviceError, Group
 from multitower.supervisor.machine.placement import (
     Placement,

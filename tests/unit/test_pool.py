@@ -10,8 +10,8 @@ from scheduler_scene import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene, add_
 from multitower.errors import Reason, make
 from multitower.supervisor.scheduling.estimate import MIN_MEASURED, OUTLIER_STREAK
 from multitower.supervisor.scheduling.pool import LOOP_DELAY_S, MAX_LEAD_SHARE, SHORT_BATCH_VALID_FOR, Rule
+from multitower.supervisor.scheduling.pool_worker import Served, Worker
 from multitower.supervisor.scheduling.request import Request
-from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.supervisor.scheduling.worker_choice import PROBE_AFTER_BATCHES, PROBE_IDLE_S
 
 IDLE = [

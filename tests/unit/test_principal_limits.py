@@ -13,7 +13,7 @@ from multitower.spec import ModelReport
 from multitower.supervisor.config.principals import Principal, Role
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import QueueLimits
-from multitower.supervisor.security.limits import TokenBucket, Use, Uses
+from multitower.supervisor.security.principal_limits import TokenBucket, Use, Uses
 
 
 def principal(name: str, max_outstanding: int | None = None, rate: float | None = None) -> Principal:

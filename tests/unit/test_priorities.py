@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from scheduler_scene import add_worker
 
+from multitower.supervisor.scheduling.pool_worker import Served, Worker
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 

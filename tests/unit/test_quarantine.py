@@ -9,13 +9,13 @@ from scheduler_scene import add_worker
 
 from multitower.errors import MultitowerError, Poisoned
 from multitower.supervisor.scheduling import quarantine as quarantine_module
-from multitower.supervisor.scheduling.areas import OpenArea
+from multitower.supervisor.scheduling.pool_worker import Served
 from multitower.supervisor.scheduling.quarantine import MAX_DIGESTED_BYTES, MAX_REQUESTS, RequestQuarantine
 from multitower.supervisor.scheduling.queue import QueueLimits
-from multitower.supervisor.scheduling.region import Region
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, SharedRequest
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served
+from multitower.supervisor.scheduling.shared_memory_areas import OpenArea
+from multitower.supervisor.scheduling.shared_memory_region import Region
 from multitower.worker_wire import KeySpec
 
 KEYS = {name: BatchKey(KeySpec("m", ((name, "UINT8", ()),), None, True), 4) for name in "xy"}

@@ -14,10 +14,10 @@ from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.observability import recording
 from multitower.supervisor.observability.recording import MAX_RECORDINGS, Recorder
 from multitower.supervisor.routing.router import Router
-from multitower.supervisor.scheduling.areas import OpenArea
 from multitower.supervisor.scheduling.open_requests import Reply
-from multitower.supervisor.scheduling.region import Region
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
+from multitower.supervisor.scheduling.shared_memory_areas import OpenArea
+from multitower.supervisor.scheduling.shared_memory_region import Region
 from multitower.worker_wire import SIZES, KeySpec
 
 KEY = BatchKey(KeySpec("m", (("x", "UINT8", (2,)),), ("y",), True), 8)

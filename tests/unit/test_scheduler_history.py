@@ -14,11 +14,11 @@ from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.scheduling.estimate import MIN_MEASURED
 from multitower.supervisor.scheduling.pool import Rule
+from multitower.supervisor.scheduling.pool_worker import Batch, Served, Worker
 from multitower.supervisor.scheduling.quarantine import MIN_CRASHES
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Phase, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Batch, Served, Worker
 from multitower.worker_wire import KeySpec
 
 MODELS = ("a", "b")

@@ -11,10 +11,10 @@ from scheduler_scene import add_worker
 from multitower import wire
 from multitower.errors import MultitowerError, Reason
 from multitower.supervisor.routing.router import Router
+from multitower.supervisor.scheduling.pool_worker import Batch, Served, Worker
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Batch, Served, Worker
 from multitower.worker_wire import KeySpec
 
 LARGEST = 2

@@ -7,10 +7,10 @@ from scheduler_scene import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene, add_
 
 from multitower.errors import MultitowerError, Reason
 from multitower.supervisor.scheduling.pool import LOOP_DELAY_S
+from multitower.supervisor.scheduling.pool_worker import Served, Worker
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Phase, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 # Which batch the dead worker has recorded as the one that it started last.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from scheduler_scene import add_worker
 
+from multitower.supervisor.scheduling.pool_worker import Served
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served
 from multitower.worker_wire import KeySpec
 
 KEY = BatchKey(KeySpec("m", (("x", "UINT8", ()),), None, True), max_batch_size=32)

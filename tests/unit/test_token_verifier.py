@@ -16,7 +16,7 @@ from multitower.bearer_tokens import TokenHash, hash_secret, new_token
 from multitower.supervisor.config.principals import Principal, Role
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.security import tokens
-from multitower.supervisor.security.failures import Failure
+from multitower.supervisor.security.authentication_failures import Failure
 from multitower.supervisor.security.tokens import Refusal, TokenVerifier, source_of
 
 SOON_S = 20.0

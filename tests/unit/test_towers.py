@@ -14,9 +14,9 @@ from multitower.errors import MultitowerError, Reason
 from multitower.spec import MemoryReport, ModelReport, ModelSpec, TowerReport, WorkerReport
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.routing.worker_connection import WorkerConnection
+from multitower.supervisor.scheduling.pool_worker import Served, Worker
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import Request
-from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.supervisor.workers.reports import Reports
 from multitower.worker.formats.loader import load_replicas
 from multitower.worker.formats.towers import (

@@ -12,7 +12,7 @@ from collector import unused_port
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.loading import load
 from multitower.supervisor.config.source import ConfigError
-from multitower.supervisor.observability import span_exporter
+from multitower.supervisor.observability import otlp_exporter
 from multitower.supervisor.observability.tracing import why_impossible
 from multitower.tools.doctor import tracing
 
@@ -77,7 +77,7 @@ def test_missing_packages_are_named_with_the_extra_that_has_them(
     assert why_impossible(settings.tracing) is None
     assert why_impossible(None) is None
     found = util.find_spec
-    monkeypatch.setattr(span_exporter, "find_spec", lambda name: None if "otlp" in name else found(name))
+    monkeypatch.setattr(otlp_exporter, "find_spec", lambda name: None if "otlp" in name else found(name))
     message = why_impossible(settings.tracing) or ""
     assert "opentelemetry-exporter-otlp-proto-grpc" in message
     assert "pip install '.[otel]'" in message
@@ -104,4 +104,4 @@ def load_without(folder: Path) -> Config:
 
 
 def test_a_package_in_a_missing_package_is_not_installed() -> None:
-    assert not span_exporter._is_installed("no_such_package.of_any_kind")
+    assert not otlp_exporter._is_installed("no_such_package.of_any_kind")

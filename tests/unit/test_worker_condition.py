@@ -9,8 +9,8 @@ import pytest
 from daemon_scene import DaemonScene
 from fake_workers import child
 
+from multitower.supervisor.scheduling.pool_worker import Worker
 from multitower.supervisor.scheduling.request import BatchKey
-from multitower.supervisor.scheduling.worker import Worker
 from multitower.supervisor.workers.condition import (
     IN_USE_S,
     Condition,

@@ -327,7 +327,7 @@ def test_only_the_padded_entry_that_raises_gets_the_error() -> None:
 
 
 def test_a_batch_that_would_be_mostly_padding_runs_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multitower.worker.batch.LARGE_INPUT", 1000)
+    monkeypatch.setattr("multitower.worker.batch_inputs.LARGE_INPUT", 1000)
     model = Masked()
     entries = [np.ones((1, 1, 50), np.int64), np.ones((1, 50, 1), np.int64), np.ones((1, 1, 49), np.int64)]
     told = run_padded(Executor("m", model, (), proven=True), *entries)

@@ -17,7 +17,7 @@ from new_threads import NewThreads
 
 from multitower import batch_results, frames, worker_wire
 from multitower.worker import inbox, service
-from multitower.worker.batch import PreparedBatch
+from multitower.worker.batch_inputs import PreparedBatch
 from multitower.worker.bound_socket import BoundSocket
 from multitower.worker.executor import Executor
 from multitower.worker.formats.model import Arrays

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multitower.errors import MultitowerError
-from multitower.worker import batch
+from multitower.worker import batch_inputs
 from multitower.worker.executor import Executor
 from multitower.worker.formats.model import Arrays
 from multitower.worker_wire import KeySpec
@@ -94,7 +94,7 @@ def test_a_part_with_missing_rows_is_an_error_although_the_sum_is_right(monkeypa
 
 
 def test_outputs_are_copied_after_joining_the_inputs_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    join, failed = batch.join_inputs, []
+    join, failed = batch_inputs.join_inputs, []
 
     def without_room_at_first(parts: Sequence[Arrays], size: int) -> Arrays:
         if not failed:
@@ -102,6 +102,6 @@ def test_outputs_are_copied_after_joining_the_inputs_failed(monkeypatch: pytest.
             raise MemoryError("no room for the padding")
         return join(parts, size)
 
-    monkeypatch.setattr(batch, "join_inputs", without_room_at_first)
+    monkeypatch.setattr(batch_inputs, "join_inputs", without_room_at_first)
     assert run(Executor("m", Limited(8), (8,), proven=True), [1], [2], [3], [4]) == [[10], [20], [30], [40]]
     assert failed == [8]

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 from multitower.spec import ModelSpec
 
-from ..batch import padded_size
+from ..batch_inputs import padded_size
 from ..formats.model import Arrays, Model
 from ..model_errors import one_line
 from ..records import log_event

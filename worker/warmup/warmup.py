@@ -11,7 +11,7 @@ import numpy as np
 from multitower import tensors
 from multitower.spec import ModelSpec
 
-from ..batch import padded_size
+from ..batch_inputs import padded_size
 from ..formats.model import Array, Arrays, Model
 from ..model_errors import LoadError, is_out_of_memory, one_line
 from ..records import log_event

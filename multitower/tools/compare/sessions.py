@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from multitower.cuda_environment import cuda_environment
+from multitower.cuda_visible_devices import cuda_environment
 from multitower.durations import exact_duration
 from multitower.import_path import module_command, module_environment
 from multitower.tools.compare.results import Way

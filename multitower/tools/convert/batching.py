@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from multitower.supervisor.config.fields import MAX_INT
 from multitower.supervisor.config.models import Batching
+from multitower.supervisor.config.section_types import MAX_INT
 from multitower.supervisor.config.units import MAX_DURATION_S, format_duration
 from multitower.tools.convert.fields import AddNote, Note, effective_fields, unwrap
 from multitower.tools.convert.text_format import Field, Message, Word

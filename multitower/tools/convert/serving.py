@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from multitower.supervisor.config.fields import MAX_INT
+from multitower.supervisor.config.section_types import MAX_INT
 from multitower.supervisor.config.units import format_duration
-from multitower.supervisor.config.values import NAME_PATTERN
+from multitower.supervisor.config.value_syntax import NAME_PATTERN
 from multitower.supervisor.config.version_folders import Policy
 from multitower.supervisor.config.versions import MAX_VERSION
 from multitower.tools import documentation

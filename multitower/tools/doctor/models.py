@@ -17,7 +17,7 @@ from typing import Any, Final
 import psutil
 
 from multitower import worker_wire
-from multitower.cuda_environment import no_gpu_environment
+from multitower.cuda_visible_devices import no_gpu_environment
 from multitower.durations import exact_duration
 from multitower.load_step import LoadStep
 from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, TensorReport, WorkerReport

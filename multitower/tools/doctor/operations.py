@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from multitower.cuda_environment import no_gpu_environment
+from multitower.cuda_visible_devices import no_gpu_environment
 from multitower.durations import exact_duration
 from multitower.import_path import module_command, module_environment
 from multitower.spec import ModelSpec

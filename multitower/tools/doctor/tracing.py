@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from multitower.supervisor.config.config import Config
-from multitower.supervisor.observability.span_exporter import INSTALL, missing_packages
+from multitower.supervisor.observability.otlp_exporter import INSTALL, missing_packages
 from multitower.tools.doctor.findings import Finding, Level, join_names
 
 SECTION: Final = "tracing"

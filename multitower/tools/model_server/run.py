@@ -12,7 +12,7 @@ from typing import Final
 from multitower.exit_codes import Exit
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.overrides import PREFIX
-from multitower.supervisor.config.values import is_loopback
+from multitower.supervisor.config.value_syntax import is_loopback
 from multitower.supervisor.daemon import Daemon, StartError
 from multitower.supervisor.gateway.program import ProgramError, check_program
 from multitower.supervisor.loop.log import event

@@ -10,7 +10,7 @@ from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.loading import load, load_model
 from multitower.supervisor.config.source import ConfigError, Position, Problem
 from multitower.supervisor.config.units import format_duration
-from multitower.supervisor.config.values import is_loopback
+from multitower.supervisor.config.value_syntax import is_loopback
 from multitower.tools.convert import yaml_text
 from multitower.tools.convert.reading import read_message
 from multitower.tools.convert.serving import Conversion, FlagSettings, convert

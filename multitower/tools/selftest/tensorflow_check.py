@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from multitower.client.threads import Client
-from multitower.cuda_environment import no_gpu_environment
+from multitower.cuda_visible_devices import no_gpu_environment
 from multitower.durations import exact_duration
 from multitower.import_path import module_command, module_environment
 from multitower.supervisor.config.units import format_size

@@ -16,9 +16,9 @@ from collector import Collector as ListeningCollector
 from collector import SilentListener, unused_port
 
 from multitower.supervisor.config.tracing import TracingConfig
-from multitower.supervisor.observability import span_export
-from multitower.supervisor.observability.span_export import LOG_INTERVAL_S, MAX_WAITING, SpanExport
-from multitower.supervisor.observability.span_exporter import Collector, CollectorError
+from multitower.supervisor.observability import span_export_thread
+from multitower.supervisor.observability.otlp_exporter import Collector, CollectorError
+from multitower.supervisor.observability.span_export_thread import LOG_INTERVAL_S, MAX_WAITING, SpanExport
 from multitower.supervisor.observability.spans import SpanMaker, own_resource
 from multitower.supervisor.observability.switch_interval import SWITCH_S, SwitchInterval
 from multitower.supervisor.observability.traced_request import TracedRequest
@@ -66,20 +66,20 @@ def exporting(make: Callable[[str], Any], endpoint: str = "grpc://collector:4317
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread does not wait long for more."""
-    monkeypatch.setattr(span_export, "COLLECT_S", 0.02)
+    monkeypatch.setattr(span_export_thread, "COLLECT_S", 0.02)
 
 
 def test_where_plenty_waits_the_thread_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(span_export, "COLLECT_S", 10 * STEP_S)
+    monkeypatch.setattr(span_export_thread, "COLLECT_S", 10 * STEP_S)
     collector = FakeCollector()
     collector.open.set()
     with exporting(lambda _: collector) as export:
-        for _ in range(span_export.PLENTY // 4):
+        for _ in range(span_export_thread.PLENTY // 4):
             export.put([request()])
-        wait(lambda: export.exported == span_export.PLENTY)
+        wait(lambda: export.exported == span_export_thread.PLENTY)
         export.put([request()])
         export.close(STEP_S)
-        assert export.exported == span_export.PLENTY + 4, "nor at its end"
+        assert export.exported == span_export_thread.PLENTY + 4, "nor at its end"
 
 
 def wait(condition: Callable[[], bool]) -> None:
@@ -95,12 +95,12 @@ def test_what_waits_is_bounded_and_the_rest_is_dropped_and_counted() -> None:
         for _ in range(MAX_WAITING // 4 + 300):
             export.put([request()])
         assert export.waiting <= MAX_WAITING
-        assert export.dropped >= 300 * 4 - span_export.MAX_BATCH
+        assert export.dropped >= 300 * 4 - span_export_thread.MAX_BATCH
         collector.open.set()
         wait(lambda: export.waiting == 0 and export.exported > 0)
         export.close(STEP_S)
         assert export.exported + export.dropped == (MAX_WAITING // 4 + 300) * 4
-        assert max(collector.sizes) <= span_export.MAX_BATCH + 4
+        assert max(collector.sizes) <= span_export_thread.MAX_BATCH + 4
 
 
 def test_dropped_spans_are_logged_at_a_limited_rate(caplog: pytest.LogCaptureFixture) -> None:

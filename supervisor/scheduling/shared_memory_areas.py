@@ -8,7 +8,7 @@ from typing import final
 
 from multitower.worker_wire import packed_area
 
-from .region import Region
+from .shared_memory_region import Region
 
 
 @final

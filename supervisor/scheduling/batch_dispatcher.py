@@ -14,10 +14,10 @@ from multitower.errors import MultitowerError
 
 from .open_requests import OpenRequests
 from .pool import Pool
+from .pool_worker import Batch, Worker
 from .queue import ModelQueue
 from .request import BatchKey, Phase, Request
 from .split_requests import late_error
-from .worker import Batch, Worker
 from .worker_choice import Chooser, Wait
 
 

@@ -24,10 +24,10 @@ from multitower.errors import MultitowerError, Reason, make
 from multitower.worker_wire import batch_head, packed_table, shared_head
 
 from ..machine import descriptors
-from ..scheduling.areas import OpenArea
-from ..scheduling.region import Region
+from ..scheduling.pool_worker import Batch
 from ..scheduling.request import Frame, Plan, SharedRequest
-from ..scheduling.worker import Batch
+from ..scheduling.shared_memory_areas import OpenArea
+from ..scheduling.shared_memory_region import Region
 
 MAX_REGIONS = descriptors.REGIONS
 """Regions that may be open at one time. Each takes one descriptor."""

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from ..loop.log import event
-from .limits import TokenBucket
+from .principal_limits import TokenBucket
 
 log = logging.getLogger("multitower.security")
 

@@ -12,10 +12,10 @@ from multitower.bearer_tokens import new_token
 from multitower.errors import MultitowerError
 from multitower.supervisor.config.principals import Principal, Principals, Role
 from multitower.supervisor.loop.background import BackgroundJobs
-from multitower.supervisor.security import handles as module
+from multitower.supervisor.security import credential_handles as module
+from multitower.supervisor.security.authentication_failures import Failure, Failures
 from multitower.supervisor.security.authenticator import Authenticator
-from multitower.supervisor.security.failures import Failure, Failures
-from multitower.supervisor.security.handles import LIFETIME_S, Handles
+from multitower.supervisor.security.credential_handles import LIFETIME_S, Handles
 from multitower.supervisor.security.tokens import TokenVerifier
 
 INFER = frozenset({Role.INFER})

@@ -1,4 +1,4 @@
-"""An open region of a client's shared memory; `routing.regions` opens it, `areas` has the areas in it.
+"""An open region of a client's shared memory. `routing.shared_memory_regions` opens it; areas are parts of it.
 
 This module is not compiled, since regions are referred to weakly.
 """

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from ..loop.log import event
-from .span_exporter import Collector, CollectorError
+from .otlp_exporter import Collector, CollectorError
 from .switch_interval import switch_interval
 from .traced_request import TracedRequest
 

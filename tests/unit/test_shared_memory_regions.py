@@ -21,16 +21,16 @@ from memfds import NONCE, name_of, region
 from multitower import wire, worker_wire
 from multitower.errors import InvalidRequest
 from multitower.spec import ModelReport
-from multitower.supervisor.routing import regions
-from multitower.supervisor.routing.regions import IDLE_S, Regions, open_region
+from multitower.supervisor.routing import shared_memory_regions
 from multitower.supervisor.routing.router import Router
-from multitower.supervisor.scheduling.areas import OpenArea
+from multitower.supervisor.routing.shared_memory_regions import IDLE_S, Regions, open_region
+from multitower.supervisor.scheduling.pool_worker import Batch, Worker
 from multitower.supervisor.scheduling.quarantine import RequestQuarantine
 from multitower.supervisor.scheduling.queue import QueueLimits
-from multitower.supervisor.scheduling.region import Region
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, Shared, SharedRequest, Split
+from multitower.supervisor.scheduling.shared_memory_areas import OpenArea
+from multitower.supervisor.scheduling.shared_memory_region import Region
 from multitower.supervisor.scheduling.split_requests import cut_part
-from multitower.supervisor.scheduling.worker import Batch, Worker
 from multitower.worker_wire import KeySpec
 
 
@@ -227,7 +227,7 @@ def test_a_region_stays_open_while_a_request_uses_it() -> None:
 
 
 def test_the_number_of_open_regions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "MAX_REGIONS", 3)
+    monkeypatch.setattr(shared_memory_regions, "MAX_REGIONS", 3)
     opener = FakeOpener()
     known = Regions(opener)
     for name in "abcdef":
@@ -241,7 +241,7 @@ def test_the_number_of_open_regions_is_bounded(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_regions_in_use_are_found_by_name_whatever_else_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "MAX_REGIONS", 3)
+    monkeypatch.setattr(shared_memory_regions, "MAX_REGIONS", 3)
     opener = FakeOpener()
     known = Regions(opener)
     held = {name: known.get(name, 0.0) for name in "abc"}
@@ -318,7 +318,7 @@ def test_a_region_that_cannot_be_opened_is_refused_with_its_field() -> None:
         "malformed",
         {"field": "inputs[1].parameters.shared_memory_region"},
     )
-    assert regions.refusal(plan(gone), "why").details == raised.value.details
+    assert shared_memory_regions.refusal(plan(gone), "why").details == raised.value.details
 
 
 @pytest.mark.parametrize(("number", "transient"), [(errno.EMFILE, True), (errno.ENOENT, False), (errno.EAGAIN, False)])
@@ -328,16 +328,16 @@ def test_only_transient_refusals_say_when_to_try_again(number: int, transient: b
 
     with pytest.raises(InvalidRequest, match="cannot use this shared memory: why") as raised:
         Regions(refuse).resolve(plan(name_of(0)), [b"123"], 0.0)
-    assert raised.value.details.get("retry_after_ms") == (regions.RETRY_AFTER_MS if transient else None)
+    assert raised.value.details.get("retry_after_ms") == (shared_memory_regions.RETRY_AFTER_MS if transient else None)
 
 
 def test_too_many_regions_are_a_transient_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "MAX_REGIONS", 1)
+    monkeypatch.setattr(shared_memory_regions, "MAX_REGIONS", 1)
     known = Regions(FakeOpener())
     held = known.get("a", 0.0)
     with pytest.raises(InvalidRequest, match="1 regions are in use") as raised:
         known.resolve(plan(name_of(0)), [b"123"], 0.0)
-    assert raised.value.details["retry_after_ms"] == regions.RETRY_AFTER_MS
+    assert raised.value.details["retry_after_ms"] == shared_memory_regions.RETRY_AFTER_MS
     assert known.get("a", 1.0) is held
 
 
@@ -350,7 +350,7 @@ def test_parts_of_a_split_request_are_areas_of_its_region() -> None:
         assert [bytes(part.frames[1]) for part in parts] == [b"12", b"3"]
         assert [part.size for part in parts] == [6, 3]
         # The router joins the outputs of parts, so parts have no output areas.
-        (_, table, *frames) = regions.batch_message(Batch(7, KEY, parts, 3, 3, WORKER, 0.0), [])
+        (_, table, *frames) = shared_memory_regions.batch_message(Batch(7, KEY, parts, 3, 3, WORKER, 0.0), [])
         assert worker_wire.Table.unpack(table).outputs == []
         assert [bytes(frame) for frame in frames] == [b"12", b"3"]
 
@@ -359,7 +359,7 @@ def test_a_batch_message_lists_its_areas_in_the_table() -> None:
     with region(b"abcdef") as (name, _):
         shared = request(Regions(), plan(name, y=wire.Area(name, 5000, 10)), [b"123"])
         plain = Request(("front",), b"id", plan(name), [b"ghijkl", b"456"], 9, 0.0)
-        head, description, table, *frames = regions.batch_message(
+        head, description, table, *frames = shared_memory_regions.batch_message(
             Batch(7, KEY, [plain, shared], 6, 6, WORKER, 0.0), [b"{}"]
         )
         assert head[:1] == worker_wire.SHARED

@@ -24,10 +24,10 @@ from pydantic import (
 
 from multitower.format_registry import ModelFormat, expected_format, recognize
 
-from .errors import ValueProblems
 from .source import Problem
 from .units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size, short_repr
-from .values import FileSystems
+from .validation_errors import ValueProblems
+from .value_syntax import FileSystems
 
 if TYPE_CHECKING:
     from .principals import Principals
