@@ -68,13 +68,13 @@ class RequestPlanner:
 
     # Changes of the models. Each discards the plans that it may have made wrong.
 
-    def add_version(self, report: ModelReport, *, newest: bool = True, generation: int = 0) -> Served:
+    def add_version(self, report: ModelReport, *, generation: int, newest: bool = True) -> Served:
         """Adds a version that a worker has loaded: requests are checked against this description from now on.
 
         Args:
             report: of the version.
-            newest: whether it is the newest version that the worker has; then requests that name no version get it.
             generation: of the version; see `Served`.
+            newest: whether it is the newest version that the worker has; then requests that name no version get it.
 
         Returns:
             What a worker with this report serves.

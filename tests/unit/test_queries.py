@@ -91,7 +91,7 @@ def test_the_status_tells_how_each_signature_is_batched(tmp_path: Path, sampler:
         SignatureReport(name="alone", unbatched_because="the values of output 'y' differ"),
         SignatureReport(name="varying", max_batch_size=8, unverified_because="its outputs vary from run to run"),
     )
-    daemon.scene.router.planner.add_version(replace(report, signatures=others))
+    daemon.scene.router.planner.add_version(replace(report, signatures=others), generation=0)
     (row,) = daemon.operations.status.report(daemon.scene.now)["models"]
     assert row["unbatched_because"] is None
     assert row["signatures"] == {

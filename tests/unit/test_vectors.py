@@ -179,7 +179,8 @@ def daemon() -> Router:
             max_batch_size=model["max_batch_size"],
             inputs=inputs,
             outputs=outputs,
-        )
+        ),
+        generation=0,
     )
     return router
 
