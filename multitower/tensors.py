@@ -117,6 +117,13 @@ def datatype_of(array: Array) -> str:
     raise make(Reason.DATATYPE_MISMATCH, f"arrays of dtype {dtype} cannot be sent")
 
 
+def numpy_name(datatype: str) -> str:
+    """How programs with numpy write the dtype of a datatype of the protocol, for messages."""
+    if datatype == BYTES:
+        return "bytes or str"
+    return "ml_dtypes.bfloat16" if datatype == BF16 else f"np.{_DTYPE[datatype].type.__name__}"
+
+
 def no_array(error: Exception) -> str:
     """Why numpy made no array of lists.
 

@@ -36,6 +36,10 @@ BACKLOG: Final = 1024
 """Clients that may wait to be accepted at each address, also while no gateway process runs."""
 
 
+_HTTP_SETTING: Final = "gateway.http (model-server: --rest_api_port)"
+_GRPC_SETTING: Final = "gateway.grpc (model-server: --port)"
+
+
 class GatewayListener:
     """One listening socket.
 
@@ -43,6 +47,7 @@ class GatewayListener:
         context: the router's ZeroMQ context: libzmq reads addresses, so that they mean the same as in `listen`.
         address: as configured.
         endpoint: the same in the form of `listen`, with its name resolved.
+        setting: what the user changes to get another address.
 
     Attributes:
         address: as bound, with the real port.
@@ -53,11 +58,11 @@ class GatewayListener:
         OSError: it cannot be bound.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, endpoint: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, endpoint: str, setting: str) -> None:
         self._path: SocketPath | None = None
         try:
             if endpoint.startswith(IPC):
-                self._path = take_path(endpoint, address)
+                self._path = take_path(endpoint, address, setting=setting)
                 self.address = address
                 self._socket = self._listen_on(self._path)
             else:
@@ -67,7 +72,7 @@ class GatewayListener:
         except BaseException as error:
             if self._path is not None:
                 self._path.release()
-            translated = listening_error(address, error)
+            translated = listening_error(address, error, setting=setting)
             if translated is error or isinstance(error, NotBindableYetError):
                 raise
             raise translated from None
@@ -179,11 +184,16 @@ class GatewayListeners:
         try:
             if isinstance(endpoint, OSError):
                 raise NotBindableYetError(f"cannot listen on {address}: {endpoint}")
-            self._bound[address] = GatewayListener(self._context, address, endpoint)
+            self._bound[address] = self._listen(address, endpoint)
         except NotBindableYetError as error:
             if self._background is None:
                 raise
             self._wait_for(address, str(error))
+
+    def _listen(self, address: str, endpoint: str) -> GatewayListener:
+        # Of one address for both, one of the two has to change.
+        setting = _HTTP_SETTING if address in self._config.http else _GRPC_SETTING
+        return GatewayListener(self._context, address, endpoint, setting)
 
     def _wait_for(self, address: str, cause: str) -> None:
         if self.missing.get(address) != cause:
@@ -259,7 +269,7 @@ class GatewayListeners:
                 endpoint = resolved if isinstance(resolved, Exception) else resolved[address]
                 if isinstance(endpoint, Exception):
                     raise OSError(f"cannot listen on {address}: {endpoint}")
-                self._bound[address] = GatewayListener(self._context, address, endpoint)
+                self._bound[address] = self._listen(address, endpoint)
             except (HeldError, OSError) as error:
                 self._wait_for(address, str(error))
             else:

@@ -390,8 +390,16 @@ def hold(path: Path) -> tuple[FileLock, int]:
 
     Returns:
         The lock against other daemons, and a descriptor of the folder.
+
+    Raises:
+        HeldError: another daemon uses the folder.
+        OSError: the folder or its lock cannot be opened.
     """
-    lock = FileLock(path / LOCK_NAME)
+    try:
+        lock = FileLock(path / LOCK_NAME)
+    except HeldError:
+        cause = f"the folder {path} is held by another process, which should be a daemon"
+        raise HeldError(f"{cause}: end it, or change runtime_dir") from None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

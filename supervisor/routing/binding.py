@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 from pathlib import Path
+from typing import Final
 
 import zmq
 
@@ -18,6 +19,9 @@ from ..loop.runtime_dir import HeldError, NotBindableYetError
 from ..loop.socket_path import SocketPath
 
 IPC = "ipc://"
+
+LISTEN: Final = "listen"
+"""The key of the configuration that names the endpoints of clients."""
 
 SOCKET_MODE = 0o660
 
@@ -67,12 +71,13 @@ def bind(endpoint: str, binder: zmq.Socket[bytes]) -> None:
             raise error from None
 
 
-def take_path(endpoint: str, name: str | None = None) -> SocketPath:
+def take_path(endpoint: str, name: str | None = None, *, setting: str = LISTEN) -> SocketPath:
     """Takes the path of an ipc endpoint.
 
     Args:
         endpoint: `ipc://PATH`.
         name: what errors call it, instead of the endpoint.
+        setting: the key of the configuration that names it.
 
     Raises:
         HeldError: another process holds the path.
@@ -84,7 +89,7 @@ def take_path(endpoint: str, name: str | None = None) -> SocketPath:
     try:
         return SocketPath(path)
     except HeldError:
-        raise _held(name) from None
+        raise _held(name, setting) from None
     except FileExistsError as error:
         raise FileExistsError(f"cannot listen on {name}: {error}") from None
     except OSError as error:
@@ -93,8 +98,8 @@ def take_path(endpoint: str, name: str | None = None) -> SocketPath:
         raise bind_error(error.errno, f"cannot listen on {name}: {what}") from None
 
 
-def _held(name: str) -> HeldError:
-    return HeldError(f"{name} is in use by another process; `ss -ltnpx` shows which")
+def _held(name: str, setting: str) -> HeldError:
+    return HeldError(f"{name} is in use by another process; `ss -ltnpx` shows which: end it, or change {setting}")
 
 
 def listen_on_path(path: Path, backlog: int) -> socket.socket:
@@ -124,18 +129,19 @@ def bind_error(number: int | None, message: str) -> OSError:
     return NotBindableYetError(message) if number in _TEMPORARY else OSError(message)
 
 
-def listening_error(name: str, error: BaseException) -> BaseException:
+def listening_error(name: str, error: BaseException, *, setting: str = LISTEN) -> BaseException:
     """The error for a user, for what was raised while an endpoint was bound; `error` itself where there is none.
 
     Args:
         name: of the endpoint, for people.
         error: as raised.
+        setting: the key of the configuration that names the endpoint.
     """
     if isinstance(error, UnicodeError):
         return OSError(f"cannot listen on {name!a}: the address is not UTF-8")
     if isinstance(error, zmq.ZMQError):
         if error.errno == zmq.EADDRINUSE:
-            return _held(name)
+            return _held(name, setting)
         return bind_error(error.errno, f"cannot listen on {name}: {error.strerror}")
     if isinstance(error, OSError):
         return bind_error(error.errno, f"cannot listen on {name}: {error.strerror or error}")

@@ -69,14 +69,15 @@ def check_inputs(given: Sequence[wire.Tensor], declared: Sequence[TensorReport])
         if tensor.datatype != report.datatype:
             raise make(
                 Reason.DATATYPE_MISMATCH,
-                f"the model takes {report.datatype} for the input {tensor.name!r}; the request has {tensor.datatype}",
+                f"the model takes {report.datatype} for the input {tensor.name!r}; the request has {tensor.datatype}: "
+                f"convert it (in numpy to {tensors.numpy_name(report.datatype)})",
                 field=tensor.name,
             )
         if report.shape is not None and not _fits(tensor.shape, report.shape):
             raise make(
                 Reason.SHAPE_INVALID,
                 f"the model takes the shape {list(report.shape)} (-1: any size) for the input {tensor.name!r}; the "
-                f"request has {list(tensor.shape)}",
+                f"request has {list(tensor.shape)}{_row_advice(tensor.shape, report.shape)}",
                 field=tensor.name,
             )
     given_names = {tensor.name for tensor in given}
@@ -87,6 +88,13 @@ def check_inputs(given: Sequence[wire.Tensor], declared: Sequence[TensorReport])
             f"the model also needs the input{'s' if len(missing) > 1 else ''} {_listed(missing)}",
             field=missing[0],
         )
+
+
+def _row_advice(given: Sequence[int], declared: Sequence[int]) -> str:
+    """The end of a message about a shape, for the most frequent cause: one row without the batch dimension."""
+    if declared and declared[0] == -1 and _fits(given, declared[1:]):
+        return f": one row is {[1, *given]}"
+    return ""
 
 
 def shares_batches(given: Sequence[wire.Tensor], declared: Sequence[TensorReport]) -> bool:

@@ -266,7 +266,12 @@ def test_what_the_gateway_needs_is_checked_before_anything_is_started(tmp_path: 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         cases = [
-            ({}, ("127.0.0.1:*", address), Exit.TEMPORARY, f"{address} is in use by another process"),
+            (
+                {},
+                ("127.0.0.1:*", address),
+                Exit.TEMPORARY,
+                f"{address} is in use by another process; `ss -ltnpx` shows which: end it, or change gateway.http",
+            ),
             ({"VERSION": "9.9.9"}, ("", ""), Exit.UNAVAILABLE, "has version 9.9.9, but multitower has"),
             (None, ("", ""), Exit.UNAVAILABLE, f"{tmp_path}/gateway does not exist"),
         ]

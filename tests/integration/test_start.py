@@ -75,6 +75,7 @@ def test_the_socket_of_another_program_is_not_replaced(tmp_path: Path, tmp_socke
         with Running(tmp_path, CONFIG.replace("{endpoint}", tmp_socket)) as daemon:
             assert daemon.wait_end(60) == Exit.TEMPORARY
             assert f"{tmp_socket} is in use by another process" in daemon.stderr
+            assert "end it, or change listen" in daemon.stderr
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
     # Once nothing listens there, the path is free.
@@ -90,6 +91,7 @@ def test_a_tcp_endpoint_in_use_is_refused(tmp_path: Path) -> None:
         )
         assert refused.returncode == Exit.TEMPORARY
         assert line["listen"] in refused.stderr
+        assert "end it, or change listen" in refused.stderr
 
 
 def test_a_runtime_folder_in_use_is_refused(tmp_path: Path) -> None:
@@ -99,7 +101,8 @@ def test_a_runtime_folder_in_use_is_refused(tmp_path: Path) -> None:
             daemon, tmp_path, "--set", "listen=[tcp://127.0.0.1:*]", "--set", f"runtime_dir={daemon.runtime_dir}"
         )
         assert refused.returncode == Exit.TEMPORARY
-        assert str(daemon.runtime_dir) in refused.stderr
+        assert f"the folder {daemon.runtime_dir} is held by another process" in refused.stderr
+        assert "end it, or change runtime_dir" in refused.stderr
 
 
 def test_leftovers_of_a_killed_daemon_do_not_stop_the_next(tmp_path: Path) -> None:

@@ -19,11 +19,16 @@ STRINGS = Tensor("s", "BYTES", (2,))
 @pytest.mark.parametrize(
     ("given", "reason", "message"),
     [
-        (Tensor("x", "FP64", (2, 64)), "datatype_mismatch", "model takes FP32 for the input 'x'; the request has FP64"),
+        (
+            Tensor("x", "FP64", (2, 64)),
+            "datatype_mismatch",
+            "the model takes FP32 for the input 'x'; the request has FP64: convert it (in numpy to np.float32)",
+        ),
         (
             Tensor("x", "FP32", (64,)),
             "shape_invalid",
-            "the model takes the shape [-1, 64] (-1: any size) for the input 'x'; the request has [64]",
+            "the model takes the shape [-1, 64] (-1: any size) for the input 'x'; "
+            "the request has [64]: one row is [1, 64]",
         ),
         (Tensor("y", "FP32", (2, 64)), "input_unknown", "the model has no input 'y', only 'x', 's'"),
     ],

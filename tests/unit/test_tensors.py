@@ -220,3 +220,11 @@ def test_an_empty_shape_beyond_numpy_is_refused(datatype: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         tensors.decode(datatype, (0, 1 << 31, 1 << 31), b"")
     assert raised.value.reason == "shape_invalid"
+
+
+def test_each_datatype_has_a_name_for_programs_with_numpy() -> None:
+    for datatype in set(tensors.DATATYPES) - {"BYTES", "BF16"}:
+        named = getattr(np, tensors.numpy_name(datatype).removeprefix("np."))
+        assert np.dtype(named) == tensors.dtype_of(datatype)
+    assert tensors.numpy_name("BF16") == "ml_dtypes.bfloat16"
+    assert tensors.numpy_name("BYTES") == "bytes or str"
