@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,19 @@ def all_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets programs that the test starts import what tests/hidden hides."""
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folder for folder in folders if Path(folder) != HIDDEN))
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for sockets. Their paths are limited to 107 bytes, and those of `tmp_path` are long."""
+    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def tmp_socket(short_folder: Path) -> str:
+    """An ipc endpoint where nothing listens yet."""
+    return f"ipc://{short_folder}/front.sock"
 
 
 @pytest.fixture(scope="session")

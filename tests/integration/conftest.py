@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -9,13 +8,6 @@ from fake_daemon import FakeDaemon
 from multitower import Client
 
 WAIT_S = 60.0
-
-
-@pytest.fixture
-def tmp_socket() -> Iterator[str]:
-    """An ipc endpoint where nothing listens yet. Not under `tmp_path`: ipc paths are limited to 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        yield f"ipc://{folder}/front.sock"
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,11 +295,10 @@ def test_plots_are_written_as_svg_and_png(suffix: str, begins: bytes, daemon: Ru
 
 
 @pytest.fixture
-def private(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def private(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for all temporary files of a bench, which also occurs in the command lines of its processes."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        monkeypatch.setenv("TMPDIR", folder)
-        yield Path(folder)
+    monkeypatch.setenv("TMPDIR", str(short_folder))
+    return short_folder
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import select
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 import zmq
@@ -67,9 +67,8 @@ def echoing(bound: BoundSocket) -> Iterator[None]:
 
 
 @pytest.fixture
-def path() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        yield f"{folder}/worker"
+def path(short_folder: Path) -> str:
+    return f"{short_folder}/worker"
 
 
 @pytest.fixture

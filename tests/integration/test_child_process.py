@@ -32,19 +32,13 @@ def output() -> Iterator[OutputReader]:
         yield reader
 
 
-@pytest.fixture
-def folder() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        yield folder
-
-
 @pytest.fixture(autouse=True)
 def descendants() -> Iterator[Descendants]:
     with closing(Descendants()) as descendants:
         yield descendants
 
 
-def start(output: OutputReader, descendants: Descendants, folder: str) -> ChildProcess:
+def start(output: OutputReader, descendants: Descendants, folder: Path) -> ChildProcess:
     """Starts a spare without TensorFlow."""
     spec = ProcessSpec(
         endpoint=f"ipc://{folder}/w.sock", parent_pid=os.getpid(), name="mt-test", import_tensorflow=False
@@ -87,7 +81,12 @@ STEPS = [
 
 @pytest.mark.parametrize(("module", "name", "successes"), STEPS, ids=[f"{name}-{n}" for _, name, n in STEPS])
 def test_a_start_that_fails_at_any_step_leaves_no_descriptor_and_no_process(
-    descendants: Descendants, folder: str, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, successes: int
+    descendants: Descendants,
+    short_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: str,
+    successes: int,
 ) -> None:
     with nothing_left_open() as output:
         original, calls = getattr(module, name), []
@@ -101,12 +100,12 @@ def test_a_start_that_fails_at_any_step_leaves_no_descriptor_and_no_process(
         monkeypatch.setattr(module, name, fail_later)
         # The traceback keeps all that the start referred to: what is freed with the last reference does not count.
         with pytest.raises(OSError, match="Too many open files") as caught:
-            start(output, descendants, folder)
+            start(output, descendants, short_folder)
         monkeypatch.undo()
     assert caught.value.__traceback__ is not None
 
 
-def test_a_start_without_descriptors_leaves_none_open(descendants: Descendants, folder: str) -> None:
+def test_a_start_without_descriptors_leaves_none_open(descendants: Descendants, short_folder: Path) -> None:
     with nothing_left_open() as output, contextlib.ExitStack() as fillers:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         highest = max(map(int, os.listdir("/proc/self/fd")))
@@ -117,7 +116,7 @@ def test_a_start_without_descriptors_leaves_none_open(descendants: Descendants, 
         while True:
             resource.setrlimit(resource.RLIMIT_NOFILE, (highest + failures, hard))
             try:
-                child = start(output, descendants, folder)
+                child = start(output, descendants, short_folder)
             except OSError:
                 failures += 1
                 continue
@@ -153,9 +152,9 @@ def test_a_process_that_has_ended_has_no_state() -> None:
 
 @pytest.mark.parametrize("size", [0, 4, 13])
 def test_a_memory_file_that_the_process_truncated_is_read_as_far_as_it_goes(
-    output: OutputReader, descendants: Descendants, folder: str, size: int
+    output: OutputReader, descendants: Descendants, short_folder: Path, size: int
 ) -> None:
-    child = start(output, descendants, folder)
+    child = start(output, descendants, short_folder)
     end(child)
     os.truncate(child._begun.fileno(), size)
     assert child.reap().code == -signal.SIGKILL
@@ -164,9 +163,9 @@ def test_a_memory_file_that_the_process_truncated_is_read_as_far_as_it_goes(
 
 
 def test_an_exit_code_that_the_system_did_not_report_is_unknown(
-    output: OutputReader, descendants: Descendants, folder: str
+    output: OutputReader, descendants: Descendants, short_folder: Path
 ) -> None:
-    child = start(output, descendants, folder)
+    child = start(output, descendants, short_folder)
     end(child)
     os.waitpid(child.pid, 0)  # as a library may, or the system where SIGCHLD is ignored
     cause = child.reap()
@@ -178,13 +177,13 @@ def test_an_exit_code_that_the_system_did_not_report_is_unknown(
 
 
 def test_a_process_that_has_ended_keeps_its_number_until_it_is_reaped(
-    output: OutputReader, descendants: Descendants, folder: str
+    output: OutputReader, descendants: Descendants, short_folder: Path
 ) -> None:
-    ended = start(output, descendants, folder)
+    ended = start(output, descendants, short_folder)
     end(ended)
     # The start of another process makes `multiprocessing` look for processes that have ended.
     with tempfile.TemporaryDirectory(prefix="mt-") as another:
-        other = start(output, descendants, another)
+        other = start(output, descendants, Path(another))
     assert os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
     for child in (ended, other):
         child.kill()
@@ -195,9 +194,9 @@ def test_a_process_that_has_ended_keeps_its_number_until_it_is_reaped(
 def test_heartbeats_that_are_none_are_ignored_and_a_closed_pipe_is_noticed(
     output: OutputReader,
     descendants: Descendants,
-    folder: str,
+    short_folder: Path,
 ) -> None:
-    child = start(output, descendants, folder)
+    child = start(output, descendants, short_folder)
     read_out, into = os.pipe()
     os.dup2(read_out, child.heartbeat_descriptor)
     os.set_blocking(child.heartbeat_descriptor, False)

@@ -7,9 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +80,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    """A folder for temporary files with a path short enough for sockets, unlike `tmp_path`."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        yield Path(folder)
-
-
 def doctor(
     folder: Path, *arguments: str, python: tuple[str, ...] = (sys.executable,), **environment: str
 ) -> subprocess.CompletedProcess[str]:
@@ -148,12 +140,12 @@ def test_a_model_with_more_inputs_than_a_request_can_have_is_a_problem(folder: P
     assert json.loads(done.stdout)["counts"]["problem"] == 1
 
 
-def test_no_models_runs_no_code_of_models(folder: Path, temporary: Path) -> None:
+def test_no_models_runs_no_code_of_models(folder: Path, short_folder: Path) -> None:
     arguments = ("--no-models", "--json", "--set", "models=[{name: d, handler: 'doctored:Dying'}]")
-    done = doctor(folder, *arguments, TMPDIR=str(temporary))
+    done = doctor(folder, *arguments, TMPDIR=str(short_folder))
     assert done.returncode == Exit.OK, done.stderr
     assert findings(done, "models") == [("note", "not loaded, because of --no-models: d")]
-    assert list(temporary.iterdir()) == [], "no file is left"
+    assert list(short_folder.iterdir()) == [], "no file is left"
 
 
 def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> None:
@@ -166,12 +158,12 @@ def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> N
     assert any("the limit is 107" in text for _, text in findings(done, "endpoints"))
 
 
-def test_ctrl_c_ends_the_process_that_loads_a_model(folder: Path, temporary: Path) -> None:
+def test_ctrl_c_ends_the_process_that_loads_a_model(folder: Path, short_folder: Path) -> None:
     arguments = ["--set", "listen=[tcp://127.0.0.1:*]", "--set", "models=[{name: h, handler: 'doctored:Hanging'}]"]
     with subprocess.Popen(
         [sys.executable, "-m", "multitower", "doctor", "x.yaml", *arguments],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(temporary), "HANGING": str(folder / "pid")},
+        env={**os.environ, "TMPDIR": str(short_folder), "HANGING": str(folder / "pid")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     ) as process:
@@ -181,7 +173,7 @@ def test_ctrl_c_ends_the_process_that_loads_a_model(folder: Path, temporary: Pat
     assert process.returncode == 130
     assert stderr.strip() == b""
     assert not psutil.pid_exists(int((folder / "pid").read_text()))
-    assert list(temporary.iterdir()) == [], "no file is left"
+    assert list(short_folder.iterdir()) == [], "no file is left"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

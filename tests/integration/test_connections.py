@@ -103,14 +103,9 @@ class Front:
         self.context.term()
 
 
-@pytest.fixture
-def folder(tmp_socket: str) -> Path:
-    return Path(tmp_socket.removeprefix("ipc://")).parent
-
-
 @pytest.fixture(params=["ipc", TCP, CURVE])
-def endpoint(request: pytest.FixtureRequest, folder: Path) -> str:
-    return f"ipc://{folder}/front.sock" if request.param == "ipc" else str(request.param)
+def endpoint(request: pytest.FixtureRequest, tmp_socket: str) -> str:
+    return tmp_socket if request.param == "ipc" else str(request.param)
 
 
 @contextlib.contextmanager
@@ -268,24 +263,24 @@ def test_nobody_is_accepted_before_the_loop_does(endpoint: str) -> None:
         front.wait_until(lambda: greeted(client))
 
 
-def test_the_path_stays_while_nobody_is_accepted(folder: Path) -> None:
-    with opened(f"ipc://{folder}/front.sock", 1) as front:
-        before = (folder / "front.sock").stat()
+def test_the_path_stays_while_nobody_is_accepted(short_folder: Path) -> None:
+    with opened(f"ipc://{short_folder}/front.sock", 1) as front:
+        before = (short_folder / "front.sock").stat()
         front.connect()
         front.wait_until(lambda: front.connections.paused)
-        assert (folder / "front.sock").stat().st_ino == before.st_ino
-        assert (folder / "front.sock").stat().st_mode & 0o777 == 0o660
-    assert list(folder.iterdir()) == []
+        assert (short_folder / "front.sock").stat().st_ino == before.st_ino
+        assert (short_folder / "front.sock").stat().st_mode & 0o777 == 0o660
+    assert list(short_folder.iterdir()) == []
 
 
 def test_a_loop_that_stalls_while_clients_flood_accepts_a_bounded_number(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The valve is open, and the daemon does not run until everybody has tried to connect.
 
     At a path, since over tcp a client that finds the queue full tries again after a second.
     """
-    path = folder / "front.sock"
+    path = short_folder / "front.sock"
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
         router = stack.enter_context(context.socket(zmq.ROUTER))
@@ -361,8 +356,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_a_number_that_an_eventfd_has_by_now_is_not_counted_as_a_connection(folder: Path) -> None:
-    path = folder / "front.sock"
+def test_a_number_that_an_eventfd_has_by_now_is_not_counted_as_a_connection(short_folder: Path) -> None:
+    path = short_folder / "front.sock"
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
         front = stack.enter_context(context.socket(zmq.ROUTER))

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,10 @@ CAUSE = "exited with code 73: it could not make its socket in runtime_dir"
 
 
 @pytest.fixture
-def disk() -> Iterator[SmallDisk]:
-    # Short, as in `Running`.
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        disk = SmallDisk(Path(folder))
-        yield disk
-        disk.close()
+def disk(short_folder: Path) -> Iterator[SmallDisk]:
+    disk = SmallDisk(short_folder)
+    yield disk
+    disk.close()
 
 
 def running(tmp_path: Path, disk: SmallDisk, config: str = CONFIG) -> Running:

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ pytestmark = pytest.mark.timeout(300)
 COMMAND = (sys.executable, "-m", "multitower", "selftest")
 OF_A_DEVICE = ["device", "memory", "spare", "memory freed", "out of memory", "hang", "crash"]
 OF_THE_DAEMON = ["start", "router", "regions", "processes left", "files left"]
-
-
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    """The folder for temporary files of the selftest. A short path: those of ipc endpoints are limited to 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        yield Path(folder)
 
 
 def environment(temporary: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -62,8 +54,8 @@ def failures(results: Mapping[str, Any]) -> set[str]:
     return {check for check, result in results.items() if result["outcome"] != "ok"}
 
 
-def test_every_check_passes_on_cpu_devices_and_nothing_is_left(temporary: Path) -> None:
-    done = selftest(temporary, "--devices", "{cpu: 2}", "--memory", "64MiB")
+def test_every_check_passes_on_cpu_devices_and_nothing_is_left(short_folder: Path) -> None:
+    done = selftest(short_folder, "--devices", "{cpu: 2}", "--memory", "64MiB")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "slot 1: cpu:1" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("cpu:", "daemon"))]
@@ -71,18 +63,18 @@ def test_every_check_passes_on_cpu_devices_and_nothing_is_left(temporary: Path) 
     assert all("ok" in row for row in rows), done.stdout
     assert f"{len(rows)} ok, after" in done.stdout
     assert "requests/s" in done.stdout
-    assert list(temporary.iterdir()) == []
+    assert list(short_folder.iterdir()) == []
 
 
 def test_every_check_passes_on_slices_and_on_a_group_whose_processes_nvml_hides(
-    temporary: Path, fake_gpus: FakeGpus, tmp_path: Path
+    short_folder: Path, fake_gpus: FakeGpus, tmp_path: Path
 ) -> None:
     initialised, memory = tmp_path / "nvml.log", tmp_path / "memory"
     memory.mkdir()
     more = fake_gpus.environment(
         tmp_path / "cuda.log", memory, split=1, hidden=1, reversed=1, init_log=str(initialised)
     )
-    done = selftest(temporary, "--devices", "[MIG-91b7, [2, 0], MIG-5e0c]", "--json", more=more)
+    done = selftest(short_folder, "--devices", "[MIG-91b7, [2, 0], MIG-5e0c]", "--json", more=more)
     assert done.returncode == 0, done.stdout + done.stderr
     group = f"{UUIDS[2]},{UUIDS[0]}"
     results = by_device(done)
@@ -100,19 +92,19 @@ def test_every_check_passes_on_slices_and_on_a_group_whose_processes_nvml_hides(
     assert pids.count(pids[0]) <= 3 + 3
     folders = {entry.mps_folder for entry in read_log(tmp_path / "cuda.log")}
     assert len(folders) == 1
-    assert str(folders.pop()).startswith(str(temporary)), "a folder of the selftest, without a control daemon of MPS"
-    assert list(temporary.iterdir()) == []
+    assert str(folders.pop()).startswith(str(short_folder)), "a folder of the selftest, without a control daemon of MPS"
+    assert list(short_folder.iterdir()) == []
 
 
 def test_each_fault_of_a_device_fails_the_checks_that_it_concerns_and_no_others(
-    temporary: Path, fake_gpus: FakeGpus, tmp_path: Path
+    short_folder: Path, fake_gpus: FakeGpus, tmp_path: Path
 ) -> None:
     full, exclusive = UUIDS[0].replace("8f3a1c02", "f0110000"), UUIDS[0].replace("8f3a1c02", "e8c10000")
     uuids = ",".join((*UUIDS, "GPU-1057", full, exclusive))
     more = fake_gpus.environment(memory=tmp_path, uuids=uuids, lost=4, kept=3, mute=1, full=5, exclusive=6)
     faults = f"uuid@{UUIDS[0]},grant@{UUIDS[0]},more@{UUIDS[1]},abort@{UUIDS[2]},full@{full},full@{exclusive}"
     more["FAKE_CUDA_FAULT"] = faults
-    done = selftest(temporary, "--json", more=more)
+    done = selftest(short_folder, "--json", more=more)
     assert done.returncode == 1, done.stdout + done.stderr
     results = by_device(done)
     # Whatever replaced the worker, it has to see its device.
@@ -142,10 +134,10 @@ def test_each_fault_of_a_device_fails_the_checks_that_it_concerns_and_no_others(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((full, exclusive))]
 
 
-def test_ctrl_c_ends_the_selftest_and_leaves_nothing(temporary: Path) -> None:
+def test_ctrl_c_ends_the_selftest_and_leaves_nothing(short_folder: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "--devices", "{cpu: 1}"],
-        env=environment(temporary),
+        env=environment(short_folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,17 +152,17 @@ def test_ctrl_c_ends_the_selftest_and_leaves_nothing(temporary: Path) -> None:
     assert not any("failed" in line for line in lines)
     assert len(children) >= 2
     assert outliving(children, STEP_S) == []
-    assert list(temporary.iterdir()) == []
+    assert list(short_folder.iterdir()) == []
 
 
 def test_a_signal_ends_the_selftest_although_a_call_of_nvml_does_not_return(
-    temporary: Path, fake_gpus: FakeGpus, tmp_path: Path
+    short_folder: Path, fake_gpus: FakeGpus, tmp_path: Path
 ) -> None:
     hang, memory = tmp_path / "hang", tmp_path / "memory"
     memory.mkdir()
     more = fake_gpus.environment(memory=memory, count=1, hang=str(hang))
     with subprocess.Popen(
-        COMMAND, env=environment(temporary, more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        COMMAND, env=environment(short_folder, more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("daemon: start: ok")
@@ -183,11 +175,11 @@ def test_a_signal_ends_the_selftest_although_a_call_of_nvml_does_not_return(
         finally:
             hang.unlink()
     assert outliving(children, STEP_S) == []
-    assert list(temporary.iterdir()) == []
+    assert list(short_folder.iterdir()) == []
 
 
-def test_a_start_that_fails_is_a_result_like_others_and_says_what_to_do(temporary: Path) -> None:
-    long = temporary / ("long" * 25)
+def test_a_start_that_fails_is_a_result_like_others_and_says_what_to_do(short_folder: Path) -> None:
+    long = short_folder / ("long" * 25)
     long.mkdir()
     done = selftest(long, "--devices", "{cpu: 1}", "--json")
     assert done.returncode == 1, done.stdout + done.stderr

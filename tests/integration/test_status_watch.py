@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -22,12 +21,6 @@ from status_example import STATUS
 
 WITHIN_S = 60.0
 SHOWN = "multitower 0.1.0 (compiled), pid 4711"
-
-
-@pytest.fixture
-def endpoint() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        yield f"ipc://{folder}/front.sock"
 
 
 def daemon_at(endpoint: str) -> FakeDaemon:
@@ -80,9 +73,9 @@ def end(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) 
     return process.wait(WITHIN_S), process.stderr.read() if process.stderr is not None else ""
 
 
-def test_on_a_terminal_it_is_drawn_in_place_until_ctrl_c(endpoint: str, terminal: Terminal) -> None:
+def test_on_a_terminal_it_is_drawn_in_place_until_ctrl_c(tmp_socket: str, terminal: Terminal) -> None:
     terminal.resize(200, 60)
-    with daemon_at(endpoint), watching(endpoint, stdout=terminal.theirs, COLUMNS="60") as process:
+    with daemon_at(tmp_socket), watching(tmp_socket, stdout=terminal.theirs, COLUMNS="60") as process:
         terminal.wait_for(SHOWN, times=3)
         assert "more lines" not in terminal.text
         terminal.resize(80, 20)
@@ -96,35 +89,35 @@ def test_on_a_terminal_it_is_drawn_in_place_until_ctrl_c(endpoint: str, terminal
     assert len(frames[-1]) <= 20
 
 
-def test_a_terminal_without_cursor_movements_gets_no_escape_sequences(endpoint: str, terminal: Terminal) -> None:
-    with daemon_at(endpoint), watching(endpoint, stdout=terminal.theirs, TERM="dumb") as process:
+def test_a_terminal_without_cursor_movements_gets_no_escape_sequences(tmp_socket: str, terminal: Terminal) -> None:
+    with daemon_at(tmp_socket), watching(tmp_socket, stdout=terminal.theirs, TERM="dumb") as process:
         terminal.wait_for(SHOWN, times=2)
         assert end(process) == (0, "")
     assert "\x1b" not in terminal.text
 
 
 @pytest.mark.parametrize("no_color", ["", "1"])
-def test_colours_are_left_out_if_no_color_is_set(endpoint: str, terminal: Terminal, no_color: str) -> None:
-    with daemon_at(endpoint), watching(endpoint, stdout=terminal.theirs, NO_COLOR=no_color) as process:
+def test_colours_are_left_out_if_no_color_is_set(tmp_socket: str, terminal: Terminal, no_color: str) -> None:
+    with daemon_at(tmp_socket), watching(tmp_socket, stdout=terminal.theirs, NO_COLOR=no_color) as process:
         terminal.wait_for(SHOWN, times=2)
         assert end(process) == (0, "")
     assert ("\x1b[32mready" in terminal.text) is (no_color == "")
 
 
 def test_it_shows_that_the_daemon_does_not_answer_and_goes_on_when_it_is_back(
-    endpoint: str, terminal: Terminal
+    tmp_socket: str, terminal: Terminal
 ) -> None:
-    with watching(endpoint, "--timeout", "5", stdout=terminal.theirs, COLUMNS="200") as process:
+    with watching(tmp_socket, "--timeout", "5", stdout=terminal.theirs, COLUMNS="200") as process:
         terminal.wait_for("no answer from the daemon")
         for _ in range(2):
-            with daemon_at(endpoint):
+            with daemon_at(tmp_socket):
                 terminal.wait_for(SHOWN)
             terminal.wait_for("no answer from the daemon")
         assert end(process) == (0, "")
 
 
-def test_it_ends_quietly_when_the_reader_of_its_pipe_has_gone(endpoint: str) -> None:
-    with daemon_at(endpoint), watching(endpoint) as process:
+def test_it_ends_quietly_when_the_reader_of_its_pipe_has_gone(tmp_socket: str) -> None:
+    with daemon_at(tmp_socket), watching(tmp_socket) as process:
         assert process.stdout is not None
         assert "Ctrl-C ends it" in process.stdout.readline()
         process.stdout.close()
@@ -133,8 +126,8 @@ def test_it_ends_quietly_when_the_reader_of_its_pipe_has_gone(endpoint: str) -> 
         assert process.stderr.read() == ""
 
 
-def test_as_json_it_prints_an_object_a_line(endpoint: str) -> None:
-    with daemon_at(endpoint), watching(endpoint, "--json") as process:
+def test_as_json_it_prints_an_object_a_line(tmp_socket: str) -> None:
+    with daemon_at(tmp_socket), watching(tmp_socket, "--json") as process:
         assert process.stdout is not None
         for _ in range(2):
             assert json.loads(process.stdout.readline()) == STATUS

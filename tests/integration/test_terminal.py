@@ -7,9 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +29,6 @@ models:
 """
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Not under `tmp_path`: ipc paths are limited to 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        yield Path(folder)
-
-
 def command(folder: Path) -> list[str]:
     (folder / "handlers.py").write_text(HANDLERS.read_text())
     (folder / "config.yaml").write_text(CONFIG.replace("{folder}", str(folder)))
@@ -48,12 +39,12 @@ def start_helper(client: Client) -> psutil.Process:
     return psutil.Process(int(client.infer("m", {"way": np.array(["child"])})["pid"][0]))
 
 
-def test_ctrl_c_drains_the_daemon_and_reaches_no_helper(folder: Path) -> None:
+def test_ctrl_c_drains_the_daemon_and_reaches_no_helper(short_folder: Path) -> None:
     terminal, slave = pty.openpty()
-    with subprocess.Popen(command(folder), preexec_fn=lambda: os.login_tty(slave)) as daemon:
+    with subprocess.Popen(command(short_folder), preexec_fn=lambda: os.login_tty(slave)) as daemon:
         os.close(slave)
         try:
-            with Client(f"ipc://{folder}/front.sock", connect_timeout=START_S) as client:
+            with Client(f"ipc://{short_folder}/front.sock", connect_timeout=START_S) as client:
                 client.wait_until_ready(START_S)
                 helper = start_helper(client)
                 answer = client.submit("slow", {"x": np.array([7])})
@@ -68,12 +59,12 @@ def test_ctrl_c_drains_the_daemon_and_reaches_no_helper(folder: Path) -> None:
             os.close(terminal)
 
 
-def test_code_of_a_model_that_asks_in_the_terminal_fails_at_once(folder: Path) -> None:
+def test_code_of_a_model_that_asks_in_the_terminal_fails_at_once(short_folder: Path) -> None:
     terminal, slave = pty.openpty()
-    with subprocess.Popen(command(folder), preexec_fn=lambda: os.login_tty(slave)) as daemon:
+    with subprocess.Popen(command(short_folder), preexec_fn=lambda: os.login_tty(slave)) as daemon:
         os.close(slave)
         try:
-            with Client(f"ipc://{folder}/front.sock", connect_timeout=START_S) as client:
+            with Client(f"ipc://{short_folder}/front.sock", connect_timeout=START_S) as client:
                 client.wait_until_ready(START_S)
                 with pytest.raises(ModelError, match="No such device or address"):
                     client.infer("asker", {"x": np.array([7])}, timeout=STEP_S)
@@ -82,10 +73,10 @@ def test_code_of_a_model_that_asks_in_the_terminal_fails_at_once(folder: Path) -
             os.close(terminal)
 
 
-def test_timeout_ends_the_daemon_and_everything_else(folder: Path) -> None:
-    with subprocess.Popen(["timeout", "--signal=KILL", "1000", *command(folder)]) as timeout:
+def test_timeout_ends_the_daemon_and_everything_else(short_folder: Path) -> None:
+    with subprocess.Popen(["timeout", "--signal=KILL", "1000", *command(short_folder)]) as timeout:
         try:
-            with Client(f"ipc://{folder}/front.sock", connect_timeout=START_S) as client:
+            with Client(f"ipc://{short_folder}/front.sock", connect_timeout=START_S) as client:
                 client.wait_until_ready(START_S)
                 helper = start_helper(client)
             everything = [helper, *psutil.Process(timeout.pid).children(recursive=True)]

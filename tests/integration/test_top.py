@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,12 +35,6 @@ def terminal() -> Iterator[PtyTerminal]:
     terminal = PtyTerminal()
     yield terminal
     terminal.close()
-
-
-@pytest.fixture
-def endpoint() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        yield f"ipc://{folder}/front.sock"
 
 
 def daemon_at(endpoint: str) -> FakeDaemon:
@@ -111,8 +104,8 @@ def test_a_killed_worker_is_seen_and_keys_show_why(
             assert end_of(process, terminal) == (0, "")
 
 
-def test_it_follows_keys_and_sizes(endpoint: str, terminal: PtyTerminal) -> None:
-    with daemon_at(endpoint), top(terminal, endpoint) as process:
+def test_it_follows_keys_and_sizes(tmp_socket: str, terminal: PtyTerminal) -> None:
+    with daemon_at(tmp_socket), top(terminal, tmp_socket) as process:
         terminal.wait_for(">  0      ready")
         assert terminal.alternate
         assert not terminal.cursor_shown
@@ -138,11 +131,11 @@ def test_it_follows_keys_and_sizes(endpoint: str, terminal: PtyTerminal) -> None
     assert "32" in terminal.styles, "colours are used"
 
 
-def test_it_survives_a_restart_of_the_daemon_and_shows_that_it_is_away(endpoint: str, terminal: PtyTerminal) -> None:
-    with top(terminal, endpoint) as process:
+def test_it_survives_a_restart_of_the_daemon_and_shows_that_it_is_away(tmp_socket: str, terminal: PtyTerminal) -> None:
+    with top(terminal, tmp_socket) as process:
         terminal.wait_for("no answer from the daemon")
         for _ in range(2):
-            with daemon_at(endpoint):
+            with daemon_at(tmp_socket):
                 terminal.wait_for(lambda lines: not any("no answer" in line for line in lines) and len(lines) > 5)
             away = terminal.wait_for("no answer from the daemon")
             assert any(line.startswith("as of then:") for line in away), "what was known stays"
@@ -152,30 +145,30 @@ def test_it_survives_a_restart_of_the_daemon_and_shows_that_it_is_away(endpoint:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_the_terminal_restored(
-    endpoint: str, terminal: PtyTerminal, number: signal.Signals
+    tmp_socket: str, terminal: PtyTerminal, number: signal.Signals
 ) -> None:
-    with daemon_at(endpoint), top(terminal, endpoint) as process:
+    with daemon_at(tmp_socket), top(terminal, tmp_socket) as process:
         terminal.wait_for("slots ready")
         process.send_signal(number)
         assert end_of(process, terminal) == (-number, "")
 
 
-def test_an_exception_ends_it_with_the_terminal_restored(endpoint: str, terminal: PtyTerminal) -> None:
+def test_an_exception_ends_it_with_the_terminal_restored(tmp_socket: str, terminal: PtyTerminal) -> None:
     broken: dict[str, Any] = {**STATUS, "slots": [{"slot": "no slot"}]}
     answers = [STATUS, broken]
 
     def answer(request: fake_daemon.Received) -> list[bytes]:
         return fake_daemon.ok(request.id, answers.pop(0) if answers else broken)
 
-    with FakeDaemon(answer, endpoint), top(terminal, endpoint) as process:
+    with FakeDaemon(answer, tmp_socket), top(terminal, tmp_socket) as process:
         code, error = end_of(process, terminal)
         assert code == 1
         assert "KeyError" in error
 
 
-def test_ctrl_z_gives_the_terminal_back_and_takes_it_again(endpoint: str, terminal: PtyTerminal) -> None:
+def test_ctrl_z_gives_the_terminal_back_and_takes_it_again(tmp_socket: str, terminal: PtyTerminal) -> None:
     # Nothing stops here: the kernel ignores SIGTSTP where no shell could continue the process. So it goes on at once.
-    with daemon_at(endpoint), top(terminal, endpoint) as process:
+    with daemon_at(tmp_socket), top(terminal, tmp_socket) as process:
         terminal.wait_for("slots ready")
         process.send_signal(signal.SIGTSTP)
         terminal.wait_for(lambda _: terminal.text.count(ENTERED) == 2)
@@ -185,8 +178,8 @@ def test_ctrl_z_gives_the_terminal_back_and_takes_it_again(endpoint: str, termin
         assert end_of(process, terminal) == (0, "")
 
 
-def test_without_colour_and_without_utf_8(endpoint: str, terminal: PtyTerminal) -> None:
-    with daemon_at(endpoint), top(terminal, endpoint, NO_COLOR="1", LC_ALL="C") as process:
+def test_without_colour_and_without_utf_8(tmp_socket: str, terminal: PtyTerminal) -> None:
+    with daemon_at(tmp_socket), top(terminal, tmp_socket, NO_COLOR="1", LC_ALL="C") as process:
         terminal.wait_for(">  0      ready")
         terminal.press("q")
         assert end_of(process, terminal) == (0, "")
@@ -195,10 +188,12 @@ def test_without_colour_and_without_utf_8(endpoint: str, terminal: PtyTerminal) 
 
 
 @pytest.mark.parametrize("where", ["in a pipe", "on a dumb terminal"])
-def test_it_refuses_where_it_cannot_draw_and_names_what_works(endpoint: str, terminal: PtyTerminal, where: str) -> None:
+def test_it_refuses_where_it_cannot_draw_and_names_what_works(
+    tmp_socket: str, terminal: PtyTerminal, where: str
+) -> None:
     stdout = subprocess.PIPE if where == "in a pipe" else terminal.theirs
     done = subprocess.run(
-        [*TOP, "--endpoint", endpoint],
+        [*TOP, "--endpoint", tmp_socket],
         stdin=terminal.theirs,
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -212,9 +207,9 @@ def test_it_refuses_where_it_cannot_draw_and_names_what_works(endpoint: str, ter
     assert "top --once" in done.stderr
 
 
-def test_once_prints_a_frame_into_a_pipe(endpoint: str, tmp_path: Path) -> None:
-    command = [*TOP, "--once", "--interval", "0.1", "--endpoint", endpoint]
-    with daemon_at(endpoint):
+def test_once_prints_a_frame_into_a_pipe(tmp_socket: str, tmp_path: Path) -> None:
+    command = [*TOP, "--once", "--interval", "0.1", "--endpoint", tmp_socket]
+    with daemon_at(tmp_socket):
         done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout

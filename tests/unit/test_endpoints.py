@@ -1,70 +1,51 @@
-"""The daemon's endpoints: all of them are bound, or nothing stays open."""
+"""The daemon's endpoints at its start: all of them are bound, or nothing stays open."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import os
 import re
-import select
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from math import inf
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
 from accepting import Accepting
-from descriptors import leaving_no_descriptor, open_descriptors
+from descriptors import leaving_no_descriptor
+from endpoint_scene import bind, files
 
-from multitower import wire
 from multitower.supervisor.config.principals import Principals
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.runtime_dir import HeldError
-from multitower.supervisor.routing import acceptor, tcp_listener
-from multitower.supervisor.routing import endpoints as endpoints_module
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.endpoints import CONTROL_MESSAGE_BYTES, Endpoints, problem_kind
-from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.endpoints import CONTROL_MESSAGE_BYTES, Endpoints
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener
 from multitower.supervisor.routing.unread import UnreadReplies
 from multitower.supervisor.security.access_control import AccessControl
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Not `tmp_path`: the paths of sockets are limited to 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="mt-") as name:
-        yield Path(name)
-
-
-def test_the_front_sockets_and_the_control_socket_are_bound_and_removed(folder: Path) -> None:
-    listen = ["tcp://127.0.0.1:*", f"ipc://{folder}/front.sock"]
-    with closing(bind(listen, folder / "run")) as endpoints:
+def test_the_front_sockets_and_the_control_socket_are_bound_and_removed(short_folder: Path) -> None:
+    listen = ["tcp://127.0.0.1:*", f"ipc://{short_folder}/front.sock"]
+    with closing(bind(listen, short_folder / "run")) as endpoints:
         tcp, ipc = endpoints.fronts
         assert tcp.endpoint.startswith("tcp://127.0.0.1:")
         assert not tcp.endpoint.endswith("*")
         assert ipc.endpoint == listen[1]
         assert endpoints.control.endpoint == f"ipc://{endpoints.runtime.control_socket}"
-        assert (folder / "front.sock").is_socket()
-    assert files(folder) == []
+        assert (short_folder / "front.sock").is_socket()
+    assert files(short_folder) == []
 
 
-def test_a_message_to_the_control_socket_is_small_whatever_requests_may_have(folder: Path) -> None:
-    listen = [f"ipc://{folder}/front.sock"]
+def test_a_message_to_the_control_socket_is_small_whatever_requests_may_have(short_folder: Path) -> None:
+    listen = [f"ipc://{short_folder}/front.sock"]
     unread, until = UnreadReplies(1 << 30, 30.0), time.monotonic() + 60.0
     with (
-        closing(Endpoints(listen, folder / "run", 64 << 20, unread, 0, Connections(100))) as endpoints,
+        closing(Endpoints(listen, short_folder / "run", 64 << 20, unread, 0, Connections(100))) as endpoints,
         Accepting(endpoints.control_connections),
         zmq.Context() as context,
         context.socket(zmq.DEALER) as client,
@@ -91,23 +72,25 @@ def test_a_message_to_the_control_socket_is_small_whatever_requests_may_have(fol
     ids=["an endpoint in use", "a missing folder"],
 )
 def test_where_an_endpoint_cannot_be_bound_nothing_stays_open(
-    folder: Path, listen: str, error: type[Exception]
+    short_folder: Path, listen: str, error: type[Exception]
 ) -> None:
-    with closing(bind([f"ipc://{folder}/taken.sock"], folder / "other")):
-        before = files(folder)
+    with closing(bind([f"ipc://{short_folder}/taken.sock"], short_folder / "other")):
+        before = files(short_folder)
         with leaving_no_descriptor():
             for _ in range(3):
                 with pytest.raises(error):
-                    bind([f"ipc://{folder}/front.sock", listen.format(folder)], folder / "run")
-        assert files(folder) == before
+                    bind([f"ipc://{short_folder}/front.sock", listen.format(short_folder)], short_folder / "run")
+        assert files(short_folder) == before
 
 
-def test_with_security_no_endpoint_over_tcp_is_bound_without_encryption(folder: Path) -> None:
+def test_with_security_no_endpoint_over_tcp_is_bound_without_encryption(short_folder: Path) -> None:
     with closing(BackgroundJobs()) as background, closing(Connections(100)) as connections:
         access = AccessControl(Principals([]), background)
         with pytest.raises(OSError, match=r"cannot listen on tcp://127\.0\.0\.1:\*: .* needs security\.curve"):
-            Endpoints(["tcp://127.0.0.1:*"], folder / "run", 1 << 20, UnreadReplies(), 0, connections, access=access)
-    assert files(folder) == []
+            Endpoints(
+                ["tcp://127.0.0.1:*"], short_folder / "run", 1 << 20, UnreadReplies(), 0, connections, access=access
+            )
+    assert files(short_folder) == []
 
 
 NOT_UTF8 = r"""
@@ -131,14 +114,14 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("key", ["listen", "runtime_dir"])
-def test_a_path_that_is_not_utf8_is_an_error_and_the_start_does_not_hang(key: str, folder: Path) -> None:
+def test_a_path_that_is_not_utf8_is_an_error_and_the_start_does_not_hang(key: str, short_folder: Path) -> None:
     # In a process of its own: a start that hangs in libzmq cannot be interrupted.
-    command = [sys.executable, "-c", NOT_UTF8, str(folder), key]
+    command = [sys.executable, "-c", NOT_UTF8, str(short_folder), key]
     run = subprocess.run(command, capture_output=True, text=True, timeout=20.0, check=True)
     assert run.stdout.startswith("cannot listen on ")
     assert "\\udcff" in run.stdout
     assert run.stdout.endswith("the address is not UTF-8\n")
-    assert not [name for name in files(folder) if name.endswith(".sock")]
+    assert not [name for name in files(short_folder) if name.endswith(".sock")]
 
 
 OPTIONS = """
@@ -177,10 +160,8 @@ def test_a_socket_that_cannot_be_made_is_an_os_error() -> None:
         )
 
 
-def test_many_tcp_endpoints_are_bound_one_after_the_other(folder: Path) -> None:
+def test_many_tcp_endpoints_are_bound_one_after_the_other(short_folder: Path) -> None:
     """The address of a monitor is free some time after its end: no other one may get the same."""
     for _ in range(100):
-        with closing(bind([f"tcp://127.0.0.{number}:*" for number in (1, 2, 3)], folder / "run")) as endpoints:
+        with closing(bind([f"tcp://127.0.0.{number}:*" for number in (1, 2, 3)], short_folder / "run")) as endpoints:
             assert len(endpoints.fronts) == 3
-
-

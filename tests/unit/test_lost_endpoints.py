@@ -1,3 +1,26 @@
+"""Endpoints whose paths are removed or taken while the daemon runs: they are bound again as soon as they can be."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import select
+import shutil
+import socket
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+import zmq
+from accepting import Accepting
+from descriptors import open_descriptors
+from endpoint_scene import bind, files
+
+from multitower import wire
+from multitower.supervisor.loop.runtime_dir import HeldError
+from multitower.supervisor.routing.endpoints import Endpoints, problem_kind
+
 WAIT_MS = 5000
 
 
@@ -25,13 +48,13 @@ def exchange(endpoints: Endpoints, client: zmq.Socket[bytes], number: int = 0) -
 
 
 @pytest.mark.parametrize("removed", ["the socket", "the lock", "the folder"])
-def test_a_removed_path_is_bound_again_and_connected_clients_stay(folder: Path, removed: str) -> None:
-    (folder / "front").mkdir(mode=0o750)
-    listen = [f"ipc://{folder}/front/front.sock"]
-    with closing(bind(listen, folder / "run")) as endpoints, ExitStack() as stack:
+def test_a_removed_path_is_bound_again_and_connected_clients_stay(short_folder: Path, removed: str) -> None:
+    (short_folder / "front").mkdir(mode=0o750)
+    listen = [f"ipc://{short_folder}/front/front.sock"]
+    with closing(bind(listen, short_folder / "run")) as endpoints, ExitStack() as stack:
         before = stack.enter_context(connect(endpoints, listen[0]))
         assert exchange(endpoints, before)
-        path = folder / "front" / "front.sock"
+        path = short_folder / "front" / "front.sock"
         if removed == "the socket":
             path.unlink()
         elif removed == "the lock":
@@ -47,48 +70,48 @@ def test_a_removed_path_is_bound_again_and_connected_clients_stay(folder: Path, 
         assert exchange(endpoints, after)
         assert exchange(endpoints, before), "its connection is the one that it had"
         with pytest.raises(HeldError):
-            bind(listen, folder / "other")
-    assert files(folder) == []
+            bind(listen, short_folder / "other")
+    assert files(short_folder) == []
 
 
-def test_a_removed_runtime_folder_brings_its_control_socket_back(folder: Path) -> None:
-    with closing(bind(["tcp://127.0.0.1:*"], folder / "run")) as endpoints, ExitStack() as stack:
+def test_a_removed_runtime_folder_brings_its_control_socket_back(short_folder: Path) -> None:
+    with closing(bind(["tcp://127.0.0.1:*"], short_folder / "run")) as endpoints, ExitStack() as stack:
         before = stack.enter_context(connect(endpoints, endpoints.control.endpoint))
         assert exchange(endpoints, before, -1)
-        shutil.rmtree(folder / "run")
+        shutil.rmtree(short_folder / "run")
         endpoints.keep(0.0)
         after = stack.enter_context(connect(endpoints, endpoints.control.endpoint))
         assert exchange(endpoints, after, -1)
         assert exchange(endpoints, before, -1)
-    assert files(folder) == []
+    assert files(short_folder) == []
 
 
-def test_the_control_socket_follows_the_runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "xdg").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "xdg"))
-    with closing(bind(["tcp://127.0.0.1:*"], folder / "run")) as endpoints, ExitStack() as stack:
-        shutil.rmtree(folder / "run")
-        (folder / "run").touch()
+def test_the_control_socket_follows_the_runtime_folder(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (short_folder / "xdg").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder / "xdg"))
+    with closing(bind(["tcp://127.0.0.1:*"], short_folder / "run")) as endpoints, ExitStack() as stack:
+        shutil.rmtree(short_folder / "run")
+        (short_folder / "run").touch()
         endpoints.keep(0.0)
-        assert endpoints.runtime.path.parent == folder / "xdg"
+        assert endpoints.runtime.path.parent == short_folder / "xdg"
         assert endpoints.control.endpoint == f"ipc://{endpoints.runtime.control_socket}"
         client = stack.enter_context(connect(endpoints, endpoints.control.endpoint))
         assert exchange(endpoints, client, -1)
-    assert files(folder) == ["run"]
+    assert files(short_folder) == ["run"]
 
 
 def test_a_control_socket_that_could_not_listen_once_is_bound_by_the_next_check(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "xdg").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "xdg"))
+    (short_folder / "xdg").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder / "xdg"))
 
     def refuse(_: socket.socket, _backlog: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with closing(bind(["tcp://127.0.0.1:*"], folder / "run")) as endpoints, ExitStack() as stack:
-        shutil.rmtree(folder / "run")
-        (folder / "run").touch()
+    with closing(bind(["tcp://127.0.0.1:*"], short_folder / "run")) as endpoints, ExitStack() as stack:
+        shutil.rmtree(short_folder / "run")
+        (short_folder / "run").touch()
         with monkeypatch.context() as context:
             context.setattr(socket.socket, "listen", refuse)
             for now in (0.0, 0.25):
@@ -99,39 +122,39 @@ def test_a_control_socket_that_could_not_listen_once_is_bound_by_the_next_check(
         assert endpoints.control.endpoint == f"ipc://{endpoints.runtime.control_socket}"
         client = stack.enter_context(connect(endpoints, endpoints.control.endpoint))
         assert exchange(endpoints, client, -1)
-    assert files(folder) == ["run"]
+    assert files(short_folder) == ["run"]
 
 
 def test_a_runtime_folder_that_cannot_be_locked_leaves_no_folders_behind(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (folder / "xdg").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "xdg"))
+    (short_folder / "xdg").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder / "xdg"))
 
     def refuse(_descriptor: int, _operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    with closing(bind(["tcp://127.0.0.1:*"], folder / "run")) as endpoints:
-        shutil.rmtree(folder / "run")
-        (folder / "run").touch()
+    with closing(bind(["tcp://127.0.0.1:*"], short_folder / "run")) as endpoints:
+        shutil.rmtree(short_folder / "run")
+        (short_folder / "run").touch()
         with monkeypatch.context() as context:
             context.setattr(fcntl, "flock", refuse)
             for now in (0.0, 0.25, 0.5):
                 endpoints.keep(now)
             kinds = {name: problem_kind(name) for name in endpoints.problems}
-            assert kinds == {str(folder / "run"): "runtime_dir", endpoints.control.endpoint: "endpoint"}
+            assert kinds == {str(short_folder / "run"): "runtime_dir", endpoints.control.endpoint: "endpoint"}
             assert "No locks available" in str(endpoints.problems)
             assert caplog.text.count("runtime folder is lost") == 1
             assert caplog.text.count("endpoint is lost") == 1
-            assert list((folder / "xdg").iterdir()) == []
+            assert list((short_folder / "xdg").iterdir()) == []
         endpoints.keep(0.75)
         assert endpoints.problems == {}
 
 
-def test_a_path_that_another_process_took_is_left_to_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = folder / "front.sock"
+def test_a_path_that_another_process_took_is_left_to_it(short_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = short_folder / "front.sock"
     listen = [f"ipc://{path}"]
-    with closing(bind(listen, folder / "run")) as endpoints, ExitStack() as stack:
+    with closing(bind(listen, short_folder / "run")) as endpoints, ExitStack() as stack:
         other = stack.enter_context(socket.socket(socket.AF_UNIX))
         path.unlink()
         other.bind(str(path))
@@ -147,11 +170,9 @@ def test_a_path_that_another_process_took_is_left_to_it(folder: Path, caplog: py
         assert exchange(endpoints, stack.enter_context(connect(endpoints, listen[0])))
 
 
-def test_what_is_intact_is_not_bound_again(folder: Path) -> None:
-    with closing(bind([f"ipc://{folder}/front.sock"], folder / "run")) as endpoints:
+def test_what_is_intact_is_not_bound_again(short_folder: Path) -> None:
+    with closing(bind([f"ipc://{short_folder}/front.sock"], short_folder / "run")) as endpoints:
         before = open_descriptors()
         for now in range(5):
             endpoints.keep(float(now))
         assert open_descriptors() <= before
-
-

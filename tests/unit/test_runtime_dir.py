@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -31,13 +30,6 @@ def _no_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
 
 
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A folder with a short path: those of sockets are limited."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        yield Path(folder)
-
-
 def mode(path: Path) -> int:
     return path.stat().st_mode & 0o7777
 
@@ -53,194 +45,198 @@ def killed_daemon(folder: Path) -> None:
         (folder / name).touch()
 
 
-def test_a_new_folder_is_made_private_and_emptied_at_the_end(base: Path) -> None:
-    with closing(RuntimeDir(base / "a" / "b")) as runtime:
-        assert runtime.path == base / "a" / "b"
+def test_a_new_folder_is_made_private_and_emptied_at_the_end(short_folder: Path) -> None:
+    with closing(RuntimeDir(short_folder / "a" / "b")) as runtime:
+        assert runtime.path == short_folder / "a" / "b"
         assert mode(runtime.path) == 0o700
         runtime.worker_socket(7).touch()
-    assert names(base / "a" / "b") == []
+    assert names(short_folder / "a" / "b") == []
 
 
 @pytest.mark.parametrize("shared", [0o1777, 0o755, 0o750])
-def test_a_shared_folder_keeps_its_mode_and_its_files(base: Path, shared: int) -> None:
+def test_a_shared_folder_keeps_its_mode_and_its_files(short_folder: Path, shared: int) -> None:
     for name in ("w1.sock", "window.sock", "front.sock", LOCK_NAME):
-        (base / name).touch()
-    base.chmod(shared)
-    with closing(RuntimeDir(base)) as runtime:
-        assert runtime.path == base / SUBFOLDER
+        (short_folder / name).touch()
+    short_folder.chmod(shared)
+    with closing(RuntimeDir(short_folder)) as runtime:
+        assert runtime.path == short_folder / SUBFOLDER
         assert mode(runtime.path) == 0o700
         assert runtime.control_socket.parent == runtime.worker_socket(1).parent == runtime.path
-    assert mode(base) == shared
-    assert names(base) == sorted(["w1.sock", "window.sock", "front.sock", LOCK_NAME, SUBFOLDER])
+    assert mode(short_folder) == shared
+    assert names(short_folder) == sorted(["w1.sock", "window.sock", "front.sock", LOCK_NAME, SUBFOLDER])
 
 
-def test_an_empty_folder_with_another_mode_keeps_it(base: Path) -> None:
-    base.chmod(0o755)
-    with closing(RuntimeDir(base)) as runtime:
-        assert runtime.path == base / SUBFOLDER
-    assert mode(base) == 0o755
+def test_an_empty_folder_with_another_mode_keeps_it(short_folder: Path) -> None:
+    short_folder.chmod(0o755)
+    with closing(RuntimeDir(short_folder)) as runtime:
+        assert runtime.path == short_folder / SUBFOLDER
+    assert mode(short_folder) == 0o755
 
 
-def test_a_private_folder_with_files_of_others_is_not_taken_over(base: Path) -> None:
-    (base / "w1.sock").touch()
-    with closing(RuntimeDir(base)) as runtime:
-        assert runtime.path == base / SUBFOLDER
-    assert names(base) == [SUBFOLDER, "w1.sock"]
+def test_a_private_folder_with_files_of_others_is_not_taken_over(short_folder: Path) -> None:
+    (short_folder / "w1.sock").touch()
+    with closing(RuntimeDir(short_folder)) as runtime:
+        assert runtime.path == short_folder / SUBFOLDER
+    assert names(short_folder) == [SUBFOLDER, "w1.sock"]
 
 
-def test_the_folder_of_a_killed_daemon_is_used_again(base: Path) -> None:
-    killed_daemon(base / "run")
+def test_the_folder_of_a_killed_daemon_is_used_again(short_folder: Path) -> None:
+    killed_daemon(short_folder / "run")
     for name in ("window.sock", "w.sock", "notes"):
-        (base / "run" / name).touch()
-    with closing(RuntimeDir(base / "run")) as runtime:
-        assert runtime.path == base / "run"
+        (short_folder / "run" / name).touch()
+    with closing(RuntimeDir(short_folder / "run")) as runtime:
+        assert runtime.path == short_folder / "run"
         assert names(runtime.path) == sorted([LOCK_NAME, "notes", "w.sock", "window.sock"]), "only its own are removed"
 
 
-def test_a_folder_that_inherits_its_group_is_private_all_the_same(base: Path) -> None:
-    base.chmod(0o2755)
+def test_a_folder_that_inherits_its_group_is_private_all_the_same(short_folder: Path) -> None:
+    short_folder.chmod(0o2755)
     for _ in range(2):
-        with closing(RuntimeDir(base / "run")) as runtime:
-            assert runtime.path == base / "run"
+        with closing(RuntimeDir(short_folder / "run")) as runtime:
+            assert runtime.path == short_folder / "run"
 
 
-def test_the_folder_of_a_running_daemon_is_refused(base: Path) -> None:
-    base.chmod(0o755)
-    for folder in (base / "run", base):
+def test_the_folder_of_a_running_daemon_is_refused(short_folder: Path) -> None:
+    short_folder.chmod(0o755)
+    for folder in (short_folder / "run", short_folder):
         with closing(RuntimeDir(folder)) as runtime, pytest.raises(HeldError, match=str(runtime.path)):
             RuntimeDir(folder)
 
 
-def test_a_symbolic_link_is_not_followed(base: Path) -> None:
-    (base / "real").mkdir(mode=0o700)
-    (base / "link").symlink_to(base / "real")
+def test_a_symbolic_link_is_not_followed(short_folder: Path) -> None:
+    (short_folder / "real").mkdir(mode=0o700)
+    (short_folder / "link").symlink_to(short_folder / "real")
     with pytest.raises(OSError, match="link is a symbolic link"):
-        RuntimeDir(base / "link")
-    (base / SUBFOLDER).symlink_to(base / "real")
+        RuntimeDir(short_folder / "link")
+    (short_folder / SUBFOLDER).symlink_to(short_folder / "real")
     with pytest.raises(OSError, match=f"{SUBFOLDER} is a symbolic link"):
-        RuntimeDir(base)
-    assert names(base / "real") == []
+        RuntimeDir(short_folder)
+    assert names(short_folder / "real") == []
 
 
-def test_a_subfolder_that_is_not_the_daemons_is_refused(base: Path) -> None:
-    (base / SUBFOLDER).mkdir(mode=0o755)
+def test_a_subfolder_that_is_not_the_daemons_is_refused(short_folder: Path) -> None:
+    (short_folder / SUBFOLDER).mkdir(mode=0o755)
     with pytest.raises(OSError, match="has mode 755, not 700; set runtime_dir"):
-        RuntimeDir(base)
-    (base / SUBFOLDER).chmod(0o700)
-    (base / SUBFOLDER / "w1.sock").touch()
+        RuntimeDir(short_folder)
+    (short_folder / SUBFOLDER).chmod(0o700)
+    (short_folder / SUBFOLDER / "w1.sock").touch()
     with pytest.raises(OSError, match="holds files that are not the daemon's"):
-        RuntimeDir(base)
-    assert names(base / SUBFOLDER) == ["w1.sock"]
+        RuntimeDir(short_folder)
+    assert names(short_folder / SUBFOLDER) == ["w1.sock"]
 
 
-def test_a_subfolder_of_another_user_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (base / SUBFOLDER).mkdir(mode=0o700)
+def test_a_subfolder_of_another_user_is_refused(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (short_folder / SUBFOLDER).mkdir(mode=0o700)
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     with pytest.raises(OSError, match=f"{SUBFOLDER} belongs to another user"):
-        RuntimeDir(base)
+        RuntimeDir(short_folder)
 
 
-def test_systemds_folder_keeps_its_mode_and_the_front_socket(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base.chmod(0o750)
-    (base / "front.sock").touch()
-    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{base}:/elsewhere")
+def test_systemds_folder_keeps_its_mode_and_the_front_socket(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_folder.chmod(0o750)
+    (short_folder / "front.sock").touch()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{short_folder}:/elsewhere")
     with closing(RuntimeDir(None)) as runtime:
-        assert runtime.path == base / SUBFOLDER
-    assert mode(base) == 0o750
-    assert names(base) == ["front.sock", SUBFOLDER]
+        assert runtime.path == short_folder / SUBFOLDER
+    assert mode(short_folder) == 0o750
+    assert names(short_folder) == ["front.sock", SUBFOLDER]
 
 
-def test_without_a_configured_folder_a_new_one_is_made_and_removed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+def test_without_a_configured_folder_a_new_one_is_made_and_removed(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder))
     with closing(RuntimeDir(None)) as one, closing(RuntimeDir(None)) as other:
         assert one.path != other.path
-        assert one.path.parent == other.path.parent == base
+        assert one.path.parent == other.path.parent == short_folder
         assert mode(one.path) == 0o700
         one.worker_socket(1).touch()
-    assert names(base) == []
+    assert names(short_folder) == []
 
 
-def test_only_folders_of_killed_daemons_are_cleared_away(base: Path) -> None:
-    killed_daemon(base / "multitower-killed")
+def test_only_folders_of_killed_daemons_are_cleared_away(short_folder: Path) -> None:
+    killed_daemon(short_folder / "multitower-killed")
     for name, permissions in (("multitower-src", 0o755), ("multitower-mine", 0o700)):
-        (base / name).mkdir(mode=permissions)
-        (base / name / "lock").touch()
-        (base / name / "w1.sock").touch()
-    (base / "multitower-link").symlink_to(base / "multitower-mine")
-    killed_daemon(base / "multitower-used")
-    (base / "multitower-used" / "notes").touch()
-    remove_stale(base)
-    assert names(base) == ["multitower-link", "multitower-mine", "multitower-src", "multitower-used"]
-    assert names(base / "multitower-mine") == names(base / "multitower-src") == ["lock", "w1.sock"]
-    assert names(base / "multitower-used") == ["notes"]
+        (short_folder / name).mkdir(mode=permissions)
+        (short_folder / name / "lock").touch()
+        (short_folder / name / "w1.sock").touch()
+    (short_folder / "multitower-link").symlink_to(short_folder / "multitower-mine")
+    killed_daemon(short_folder / "multitower-used")
+    (short_folder / "multitower-used" / "notes").touch()
+    remove_stale(short_folder)
+    assert names(short_folder) == ["multitower-link", "multitower-mine", "multitower-src", "multitower-used"]
+    assert names(short_folder / "multitower-mine") == names(short_folder / "multitower-src") == ["lock", "w1.sock"]
+    assert names(short_folder / "multitower-used") == ["notes"]
 
 
-def test_a_path_that_is_too_long_for_sockets_makes_nothing(base: Path) -> None:
-    folder = base / ("x" * (MAX_IPC_PATH - len(f"{base}/") - len(LONGEST_NAME)))
+def test_a_path_that_is_too_long_for_sockets_makes_nothing(short_folder: Path) -> None:
+    folder = short_folder / ("x" * (MAX_IPC_PATH - len(f"{short_folder}/") - len(LONGEST_NAME)))
     with pytest.raises(OSError, match="is too long for sockets"):
         RuntimeDir(folder)
-    assert names(base) == []
+    assert names(short_folder) == []
 
 
-def test_a_lock_file_that_is_a_link_is_refused(base: Path) -> None:
-    (base / "theirs").write_text("theirs")
-    (base / "lock").symlink_to(base / "theirs")
+def test_a_lock_file_that_is_a_link_is_refused(short_folder: Path) -> None:
+    (short_folder / "theirs").write_text("theirs")
+    (short_folder / "lock").symlink_to(short_folder / "theirs")
     with pytest.raises(OSError, match="is a symbolic link"):
-        FileLock(base / "lock")
-    (base / "lock").unlink()
-    (base / "lock").symlink_to(base / "new")
+        FileLock(short_folder / "lock")
+    (short_folder / "lock").unlink()
+    (short_folder / "lock").symlink_to(short_folder / "new")
     with pytest.raises(OSError, match="is a symbolic link"):
-        FileLock(base / "lock")
-    assert not (base / "new").exists()
-    assert (base / "theirs").read_text() == "theirs"
+        FileLock(short_folder / "lock")
+    assert not (short_folder / "new").exists()
+    assert (short_folder / "theirs").read_text() == "theirs"
 
 
-def test_a_lock_file_that_is_a_pipe_is_refused(base: Path) -> None:
-    os.mkfifo(base / "lock")
+def test_a_lock_file_that_is_a_pipe_is_refused(short_folder: Path) -> None:
+    os.mkfifo(short_folder / "lock")
     with pytest.raises(OSError, match="is no regular file"):
-        FileLock(base / "lock")
+        FileLock(short_folder / "lock")
 
 
-def test_a_lock_is_exclusive_and_removed_with_its_release(base: Path) -> None:
-    lock = FileLock(base / "lock")
+def test_a_lock_is_exclusive_and_removed_with_its_release(short_folder: Path) -> None:
+    lock = FileLock(short_folder / "lock")
     with pytest.raises(HeldError, match="held by another process"):
-        FileLock(base / "lock")
+        FileLock(short_folder / "lock")
     lock.release()
-    assert names(base) == []
+    assert names(short_folder) == []
 
 
-def test_a_lock_file_of_somebody_else_is_not_removed(base: Path) -> None:
-    lost = FileLock(base / "lock")
-    (base / "lock").unlink()
-    holder = FileLock(base / "lock")
+def test_a_lock_file_of_somebody_else_is_not_removed(short_folder: Path) -> None:
+    lost = FileLock(short_folder / "lock")
+    (short_folder / "lock").unlink()
+    holder = FileLock(short_folder / "lock")
     lost.release()
     with pytest.raises(HeldError):
-        FileLock(base / "lock")
+        FileLock(short_folder / "lock")
     holder.release()
 
 
-def test_a_removed_folder_is_made_again_and_locked(base: Path) -> None:
-    with closing(RuntimeDir(base / "run")) as runtime:
+def test_a_removed_folder_is_made_again_and_locked(short_folder: Path) -> None:
+    with closing(RuntimeDir(short_folder / "run")) as runtime:
         assert not runtime.restore()
         shutil.rmtree(runtime.path)
         assert not runtime.intact
         assert runtime.restore()
-        assert (runtime.path, mode(runtime.path)) == (base / "run", 0o700)
+        assert (runtime.path, mode(runtime.path)) == (short_folder / "run", 0o700)
         assert runtime.intact
         with pytest.raises(HeldError):
-            RuntimeDir(base / "run")
-    assert names(base / "run") == []
+            RuntimeDir(short_folder / "run")
+    assert names(short_folder / "run") == []
 
 
-def test_a_removed_lock_is_made_again_and_the_sockets_stay(base: Path) -> None:
-    with closing(RuntimeDir(base / "run")) as runtime:
+def test_a_removed_lock_is_made_again_and_the_sockets_stay(short_folder: Path) -> None:
+    with closing(RuntimeDir(short_folder / "run")) as runtime:
         runtime.worker_socket(1).touch()
         (runtime.path / LOCK_NAME).unlink()
         assert runtime.restore()
         assert names(runtime.path) == [LOCK_NAME, "w1.sock"]
-        assert runtime.path == base / "run"
+        assert runtime.path == short_folder / "run"
         with pytest.raises(HeldError):
-            RuntimeDir(base / "run")
+            RuntimeDir(short_folder / "run")
 
 
 @pytest.mark.parametrize(
@@ -249,9 +245,9 @@ def test_a_removed_lock_is_made_again_and_the_sockets_stay(base: Path) -> None:
     ids=["the folder", "its lock"],
 )
 def test_the_log_tells_what_was_removed(
-    base: Path, caplog: pytest.LogCaptureFixture, lock_only: bool, message: str
+    short_folder: Path, caplog: pytest.LogCaptureFixture, lock_only: bool, message: str
 ) -> None:
-    with closing(RuntimeDir(base / "run")) as runtime:
+    with closing(RuntimeDir(short_folder / "run")) as runtime:
         if lock_only:
             (runtime.path / LOCK_NAME).unlink()
         else:
@@ -262,83 +258,83 @@ def test_the_log_tells_what_was_removed(
 
 @pytest.mark.parametrize("replaced_by", ["a file", "another daemon", "a shared folder"])
 def test_a_folder_that_cannot_be_made_again_is_replaced_by_a_temporary_one(
-    base: Path, monkeypatch: pytest.MonkeyPatch, replaced_by: str
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch, replaced_by: str
 ) -> None:
-    (base / "xdg").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "xdg"))
-    runtime = RuntimeDir(base / "run")
-    shutil.rmtree(base / "run")
+    (short_folder / "xdg").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder / "xdg"))
+    runtime = RuntimeDir(short_folder / "run")
+    shutil.rmtree(short_folder / "run")
     other = None
     if replaced_by == "a file":
-        (base / "run").touch()
+        (short_folder / "run").touch()
     elif replaced_by == "another daemon":
-        other = RuntimeDir(base / "run")
+        other = RuntimeDir(short_folder / "run")
     else:
-        (base / "run").mkdir(mode=0o755)
+        (short_folder / "run").mkdir(mode=0o755)
     assert runtime.restore()
-    assert runtime.path.parent == base / "xdg"
+    assert runtime.path.parent == short_folder / "xdg"
     assert runtime.intact
     runtime.close()
-    assert names(base / "xdg") == []
+    assert names(short_folder / "xdg") == []
     if other is not None:
         assert other.intact, "the other daemon's folder stays as it is"
         other.close()
 
 
 def test_the_temporary_folder_moves_when_the_folder_above_it_is_removed(
-    base: Path, monkeypatch: pytest.MonkeyPatch
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("xdg", "tmp"):
-        (base / name).mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "xdg"))
-    monkeypatch.setattr(tempfile, "tempdir", str(base / "tmp"))
+        (short_folder / name).mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder / "xdg"))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_folder / "tmp"))
     with closing(RuntimeDir(None)) as runtime:
-        assert runtime.path.parent == base / "xdg"
-        shutil.rmtree(base / "xdg")  # as at a logout
+        assert runtime.path.parent == short_folder / "xdg"
+        shutil.rmtree(short_folder / "xdg")  # as at a logout
         assert runtime.restore()
-        assert runtime.path.parent == base / "tmp"
-    assert names(base / "tmp") == []
+        assert runtime.path.parent == short_folder / "tmp"
+    assert names(short_folder / "tmp") == []
 
 
 def test_without_a_usable_xdg_runtime_dir_the_temporary_folder_is_used(
-    base: Path, monkeypatch: pytest.MonkeyPatch
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(base))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_folder))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    assert temporary_base() == (base, None)
-    (base / "xdg").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "xdg"))
-    assert temporary_base() == (base / "xdg", None)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "absent"))
+    assert temporary_base() == (short_folder, None)
+    (short_folder / "xdg").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder / "xdg"))
+    assert temporary_base() == (short_folder / "xdg", None)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder / "absent"))
     folder, refused = temporary_base()
-    assert folder == base
-    assert refused == f"{base / 'absent'} cannot be used: No such file or directory"
+    assert folder == short_folder
+    assert refused == f"{short_folder / 'absent'} cannot be used: No such file or directory"
 
 
 def test_the_xdg_runtime_dir_of_another_user_is_not_used_and_a_line_says_so(
-    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (base / "xdg").mkdir(mode=0o700)
-    (base / "tmp").mkdir(mode=0o700)
-    monkeypatch.setattr(tempfile, "tempdir", str(base / "tmp"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "xdg"))
-    status = (base / "xdg").stat()
+    (short_folder / "xdg").mkdir(mode=0o700)
+    (short_folder / "tmp").mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(short_folder / "tmp"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder / "xdg"))
+    status = (short_folder / "xdg").stat()
     if os.geteuid() == 0:
-        os.chown(base / "xdg", 4711, -1)
+        os.chown(short_folder / "xdg", 4711, -1)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: status.st_uid + 1)
     folder, refused = temporary_base()
-    assert folder == base / "tmp"
+    assert folder == short_folder / "tmp"
     assert refused is not None
     assert "is no folder that belongs to this user" in refused
     if os.geteuid() == 0:
         with closing(RuntimeDir(None)) as runtime:
-            assert runtime.path.parent == base / "tmp"
+            assert runtime.path.parent == short_folder / "tmp"
         assert "XDG_RUNTIME_DIR is not used" in caplog.text
 
 
-def test_programs_that_remove_old_files_find_the_folder_locked(base: Path) -> None:
-    with closing(RuntimeDir(base / "run")) as runtime:
+def test_programs_that_remove_old_files_find_the_folder_locked(short_folder: Path) -> None:
+    with closing(RuntimeDir(short_folder / "run")) as runtime:
         descriptor = os.open(runtime.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with pytest.raises(BlockingIOError):  # as systemd-tmpfiles tries it

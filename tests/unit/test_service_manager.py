@@ -8,7 +8,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -71,12 +70,10 @@ class Manager:
 
 
 @pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest) -> Iterator[Manager]:
-    # Not under `tmp_path`: the paths of sockets are limited to 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        manager = Manager(f"{folder}/notify" if request.param == "path" else f"@mt-{secrets.token_hex(8)}")
-        yield manager
-        manager.socket.close()
+def manager(request: pytest.FixtureRequest, short_folder: Path) -> Iterator[Manager]:
+    manager = Manager(f"{short_folder}/notify" if request.param == "path" else f"@mt-{secrets.token_hex(8)}")
+    yield manager
+    manager.socket.close()
 
 
 @pytest.fixture

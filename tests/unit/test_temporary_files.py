@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -20,11 +20,10 @@ from multitower.supervisor.workers.temporary_files import TemporaryFolders
 
 
 @pytest.fixture
-def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-        monkeypatch.setattr(tempfile, "tempdir", folder)
-        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-        yield Path(folder)
+def base(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(short_folder))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    return short_folder
 
 
 def wait(condition: Callable[[], bool]) -> None:
