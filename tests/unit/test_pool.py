@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import inf
 
 import pytest
-from scheduler_scene import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene, add_worker
+from scheduler_scene import FIXED_S, KEY, LARGEST, ROW_S, Scene
 
 from multitower.errors import Reason, make
 from multitower.supervisor.scheduling.estimate import MIN_MEASURED, OUTLIER_STREAK
-from multitower.supervisor.scheduling.pool import LOOP_DELAY_S, MAX_LEAD_SHARE, SHORT_BATCH_VALID_FOR, Rule
-from multitower.supervisor.scheduling.pool_worker import Served, Worker
+from multitower.supervisor.scheduling.pool import LOOP_DELAY_S, Rule
+from multitower.supervisor.scheduling.pool_worker import Worker
 from multitower.supervisor.scheduling.request import Request
 from multitower.supervisor.scheduling.worker_choice import PROBE_AFTER_BATCHES, PROBE_IDLE_S
 
@@ -217,6 +217,9 @@ def test_batches_with_errors_measure_nothing() -> None:
         scene.now += 1e-5
         scene.scheduler.finish(worker, worker.batch.id, [make(Reason.MODEL_ERROR, "at once")], scene.now)
     assert worker.estimates.find(KEY.id) is None
+
+
+# What a request costs.
 
 
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[Request]:

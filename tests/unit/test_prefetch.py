@@ -1,3 +1,13 @@
+"""Prefetch: a worker gets a second batch just in time, shortly before the end of the first."""
+
+from __future__ import annotations
+
+import pytest
+from scheduler_scene import FIXED_S, LARGEST, ROW_S, UNBATCHED, Scene
+
+from multitower.supervisor.scheduling.pool import LOOP_DELAY_S, MAX_LEAD_SHARE
+
+
 def busy(scene: Scene) -> float:
     """Gives the only worker a batch of one row; returns when it is expected to finish."""
     scene.submit(1)
@@ -85,5 +95,3 @@ def test_stop_dispatch_also_stops_prefetch() -> None:
     assert scene.dispatch(end - scene.now) == []
     scene.answer(0)
     assert scene.dispatch() == []
-
-

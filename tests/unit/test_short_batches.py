@@ -1,3 +1,14 @@
+"""Batches that are short beside the way to the worker: few workers get them, and unbatched requests travel together."""
+
+from __future__ import annotations
+
+import pytest
+from scheduler_scene import FIXED_S, LARGEST, ROW_S, UNBATCHED, Scene, add_worker
+
+from multitower.supervisor.scheduling.pool import SHORT_BATCH_VALID_FOR
+from multitower.supervisor.scheduling.pool_worker import Served
+
+
 @pytest.mark.parametrize(
     ("factors", "turns"),
     [
@@ -110,5 +121,3 @@ def test_a_worker_whose_batches_are_no_longer_short_is_noticed() -> None:
         scene.answer(slot, took := (1 if slot == 0 else 0.05) * (FIXED_S + ROW_S), took)
     assert slots[:4] == [0, 0, 0, 0]
     assert slots[-SHORT_BATCH_VALID_FOR // 2 :].count(0) <= 1, "except for a probe"
-
-
