@@ -35,17 +35,23 @@ def replan_requests(
         key = request.plan.key
         return request.plan.model == queue.model and key.interface == interface and key.version in versions
 
-    waiting = [request for request in queue if request.parent is None and not request.deaths and concerns(request)]
+    # Suspects wait apart, without regard to their plans. But a request larger than a batch waits with the others, also
+    # if it started again after a worker had died with a part of it.
+    waiting = [
+        request for request in queue if request.parent is None and request not in queue.suspects and concerns(request)
+    ]
     for whole in [request for request in open_requests.all() if concerns(request)]:
         if whole.split is not None:
             _restart(whole, queue, open_requests)
             waiting.insert(0, whole)
-        elif whole.phase is Phase.WAITING and not whole.deaths:
+        elif whole.phase is Phase.WAITING and whole not in queue.suspects:
             queue.remove(whole)
         _change_plan(whole, replan)
     for whole in dict.fromkeys(waiting):
         whole.phase = Phase.WAITING
-        if whole.deaths:
+        if whole.deaths and whole.rows > whole.plan.key.max_batch_size > 0:
+            queue.push(whole, first=True)
+        elif whole.deaths:
             queue.push_suspect(whole)
         else:
             queue.push(whole)

@@ -295,7 +295,11 @@ class WorkerManager:
 
     def apply_settings(self, settings: WorkerSettings) -> None:
         """Applies new settings from now on; to workers that run already, as far as they concern limits and times."""
-        former, self.settings = self.settings, settings
+        former = self.settings
+        # A call of a model that is being removed may hang, and the removal waits for the end of that call.
+        served = [spec for process in self.processes() for spec in process.specs]
+        planned = [*settings.models, *(spec for slot in self._slots for spec in slot.specs)]
+        settings = self.settings = settings.keeping_limits(former, {spec.name for spec in (*served, *planned)})
         for model, seconds in settings.load_s.items():
             if seconds > former.load_s.get(model, seconds):
                 for slot in self._slots:

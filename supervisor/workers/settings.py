@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from multitower.spec import ModelSpec
 
@@ -40,3 +41,14 @@ class WorkerSettings:
     load_s: Mapping[str, float] = field(default_factory=dict)
     start_s: float = math.inf
     slow_load_s: float = math.inf
+
+    def keeping_limits(self, former: Self, models: Collection[str]) -> Self:
+        """Returns these settings with the limits of models that are not configured any more, but still served.
+
+        Args:
+            former: the settings before these.
+            models: the models that processes have, or may yet load.
+        """
+        execution_s = {model: seconds for model, seconds in former.execution_s.items() if model in models}
+        load_s = {model: seconds for model, seconds in former.load_s.items() if model in models}
+        return replace(self, execution_s={**execution_s, **self.execution_s}, load_s={**load_s, **self.load_s})

@@ -115,6 +115,36 @@ def test_a_request_that_its_worker_dies_with_runs_again_unbatched(rows: int) -> 
     assert [type(answer) for answer in scene.replies()] == [list]
 
 
+@pytest.mark.parametrize("signature", ["", "other"], ids=["of its signature", "of another signature"])
+def test_a_split_request_that_started_again_after_a_death_is_answered_once(
+    monkeypatch: pytest.MonkeyPatch, signature: str
+) -> None:
+    """It waits among the others, although a worker has died with a part of it: it is larger than a batch."""
+    scene = Scene(2, fits=False)
+    other = SignatureReport(name="other", max_batch_size=LARGEST)
+
+    def serve(process: WorkerProcess) -> None:
+        scene.report(process, "loading")
+        models = (ModelReport(name="m", max_batch_size=LARGEST, signatures=(other,)),)
+        scene.report(process, "ready", models=models)
+        scene.tick()
+
+    monkeypatch.setattr(scene, "serve", serve)
+    first, second = (scene.process(slot) for slot in (0, 1))
+    serve(first)
+    serve(second)
+    request = scene.submit(5)
+    scene.order(1)
+    scene.die(first)
+    assert (request.deaths, request.split, second.usable) == (1, None, True), "the second one drains"
+    find(scene, second, signature)
+    runs_whole = request in scene.router.scheduler.queues["m"].suspects
+    assert runs_whole == (not signature), "as long as it is batched, it is split again"
+    scene.settle()
+    assert [type(answer) for answer in scene.replies()] == [list]
+    assert not scene.router.scheduler.busy
+
+
 def test_a_finding_is_kept_for_the_next_workers() -> None:
     scene = Scene()
     process = scene.serve(scene.process())

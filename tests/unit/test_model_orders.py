@@ -381,6 +381,26 @@ def test_orders_are_carried_out_one_after_the_other(daemon: DaemonScene) -> None
     assert (daemon.loads(), daemon.specs(0)) == (["n", ""], [("n", 1)])
 
 
+def test_a_hanging_call_does_not_keep_a_reload_from_removing_its_model(tmp_path: Path) -> None:
+    daemon = DaemonScene(tmp_path, [("m", "n")])
+    scene = daemon.scene
+    old = scene.process()
+    scene.submit(model="m")
+    daemon.remove_model("m")
+    daemon.give("reload")
+    scene.serve(scene.next_process())
+    assert (scene.slot().process is old, daemon.answers) == (False, []), "the old one has a batch"
+    for _ in range(32):
+        scene.tick(1.0)
+    assert old.verdict is not None, "max_execution_time of the removed model applies as long as a worker has it"
+    scene.die(old)
+    scene.settle()
+    assert [isinstance(answer, dict) for answer in daemon.answers] == [True]
+    assert "m" not in scene.router.scheduler.models
+    daemon.carry_out("reload")
+    assert list(scene.manager.settings.execution_s) == ["n"], "nothing is kept of it afterwards"
+
+
 def test_a_model_that_a_worker_still_serves_is_removed_when_that_worker_is(daemon: DaemonScene) -> None:
     scene = daemon.scene
     scene.submit(model="n")
