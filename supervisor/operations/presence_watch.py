@@ -316,7 +316,7 @@ class PresenceWatch:
             if name in context.router.scheduler.models:
                 context.router.models.open_model(name)
         for slot in context.manager.slots:
-            slot.short_of_resources = slot.killed_while_loading = False
+            slot.forget_failed_load()
         available = context.manager.available_bytes
         event(log, logging.INFO, "models or devices are available now: serving them", names=",".join(names))
 
@@ -351,6 +351,7 @@ class PresenceWatch:
         """Whether what kept a model from being loaded just now may pass by itself."""
         return any(
             slot.short_of_resources
+            or slot.refuses_other_models(name)
             or any(report.name == name and report.temporary for report in (*slot.refused, *slot.models))
             for slot in self._context.manager.slots
         )

@@ -252,7 +252,7 @@ class VersionWatch:
         event(log, logging.INFO, "loading changed files" if rewritten else "changing versions", **fields)
 
         for slot in self._manager.slots:
-            slot.killed_while_loading = slot.short_of_resources = False
+            slot.forget_failed_load()
         available = self._manager.available_bytes
         self._lacked_memory.pop(name, None)
 
@@ -272,7 +272,8 @@ class VersionWatch:
             # Slots that wait for other contents say nothing about these.
             causes = {report.version: report.cause or error for report in failed if not report.files_changed}
             now = time.monotonic()
-            if any(slot.short_of_resources for slot in self._manager.slots):
+            others = any(slot.refuses_other_models(name) for slot in self._manager.slots) and not failed
+            if others or any(slot.short_of_resources for slot in self._manager.slots):
                 self._settling(name).record_shortage(versions, error, served, now)
             elif failed and not causes:
                 self._settling(name).settle_again(now)

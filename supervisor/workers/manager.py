@@ -273,11 +273,11 @@ class WorkerManager:
         self._spares.resume(self.settings.spares)
 
         def end(error: str | None) -> None:
-            slot.operator_restart = False
+            slot.operator_restarts -= 1
             done(error)
 
         self._replacements.add(Replacement(slot, "multitower restart", done=end, wanted=wanted))
-        slot.operator_restart = True  # only now: where something raises, `end` is never called
+        slot.operator_restarts += 1  # only now: where something raises, `end` is never called
 
     def request_replacement(self, replacement: Replacement) -> None:
         """Replaces the process of a slot when its turn comes: replacements are carried out one after the other."""

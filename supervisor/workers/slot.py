@@ -185,8 +185,7 @@ class Slot(SlotStateMachine):
         next_process: a process that loads in order to take over from `process`, or None.
         models: what the current process reported of its models.
         refused: what the last `next_process` could not load.
-        operator_restart: an operator has asked for a new process, which must load every model, also those that the
-            current one could not.
+        operator_restarts: how often an operator has asked for a new process, where that has not ended yet.
         visible_devices: `CUDA_VISIBLE_DEVICES` as the current process reported it.
         safe_rows: by model, the rows of a call that memory was sufficient for, after it was not for more, or after a
             worker had died with more in a warm-up.
@@ -218,7 +217,7 @@ class Slot(SlotStateMachine):
         self.next_process: WorkerProcess | None = None
         self.models: tuple[ModelReport, ...] = ()
         self.refused: tuple[ModelReport, ...] = ()
-        self.operator_restart = False
+        self.operator_restarts = 0
         self.visible_devices: str | None = None
         self.safe_rows: dict[str, int] = {}
         self.load_deaths = LoadDeaths()
@@ -240,6 +239,23 @@ class Slot(SlotStateMachine):
         """The process in which a model takes long to load, beside the current one; None if there is none."""
         process = self.next_process
         return process if process is not None and process.aside and process.usable else None
+
+    @property
+    def operator_restart(self) -> bool:
+        """Whether an operator has asked for a new process.
+
+        It must load every model, also those that the current one could not.
+        """
+        return self.operator_restarts > 0
+
+    def forget_failed_load(self) -> None:
+        """Forgets why the last `next_process` could not load, before a change whose outcome is to be known."""
+        self.refused = ()
+        self.killed_while_loading = self.short_of_resources = False
+
+    def refuses_other_models(self, model: str) -> bool:
+        """Whether the last `next_process` could load this model, but not others, which its slot must not lose."""
+        return bool(self.refused) and all(report.name != model for report in self.refused)
 
     def serves(self, model: str) -> bool:
         """Whether its process serves the model."""

@@ -245,6 +245,44 @@ def test_a_model_that_has_come_and_failed_for_a_passing_reason_is_tried_again(tm
     assert daemon.serves() == ["here", "later"]
 
 
+def scan(daemon: Daemon, clock: Clock, seconds: int) -> None:
+    """The daemon scans the folders of its models, once a second."""
+    for _ in range(seconds):
+        clock.now += 1.0
+        daemon.operations.watch.tick(clock.now)
+        daemon.settle()
+
+
+def versions(daemon: Daemon) -> dict[str, tuple[str, str | None]]:
+    """Returns the state and the cause of each version of the model that has come."""
+    rows = daemon.operations.status.report(daemon.scene.now)["models"]
+    return {row["version"]: (row["state"], row["cause"]) for row in rows if row["name"] == "later"}
+
+
+@pytest.mark.parametrize("passes", [True, False], ids=["for a passing reason", "for another reason"])
+def test_a_model_that_has_come_is_tried_again_if_another_one_of_its_slots_failed(
+    tmp_path: Path, clock: Clock, passes: bool
+) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.look()
+    daemon.bad["here"] = ("stale file handle", passes)
+    version(tmp_path / "later", "3")
+    assert 3 <= len(attempts(daemon, clock, 60)) <= 5
+    assert daemon.serves() == ["here"]
+    assert "and is tried again later: slot 0: here: stale file handle" in daemon.cause()
+    daemon.bad.clear()
+    attempts(daemon, clock, 120)
+    assert daemon.serves() == ["here", "later"]
+    # Likewise a version of it.
+    daemon.bad["here"] = ("stale file handle", passes)
+    version(tmp_path / "later", "4")
+    scan(daemon, clock, 5)
+    assert versions(daemon) == {"3": ("ready", None), "4": ("failed", "slot 0: here: stale file handle")}
+    daemon.bad.clear()
+    scan(daemon, clock, 20)
+    assert versions(daemon) == {"4": ("ready", None)}
+
+
 def test_a_model_that_came_during_a_shortage_is_served_after_it(tmp_path: Path, clock: Clock) -> None:
     daemon = Daemon(tmp_path)
     daemon.look()

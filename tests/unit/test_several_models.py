@@ -155,6 +155,16 @@ def test_only_an_operators_restart_fails_if_a_model_is_still_broken() -> None:
     (cause,) = outcomes
     assert "no weights" in str(cause)
     assert scene.process(0) is serving, "what serves is kept"
+    # Likewise each of two that wait for each other.
+    del outcomes[:]
+    for _ in range(2):
+        scene.manager.restart_slot(scene.slot(), outcomes.append)
+    for _ in range(2):
+        scene.tick()
+        scene.report(scene.next_process(), "ready", failed=["n"])
+        scene.let_processes_end()
+        scene.tick()
+    assert ["no weights" in str(outcome) for outcome in outcomes] == [True, True]
     # Nobody has seen to it: what serves is all that a new one has to serve.
     scene.manager.request_replacement(Replacement(scene.slot(), "it has served its time"))
     scene.tick()
