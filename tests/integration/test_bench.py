@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 from running import HANDLERS, Running
+from waiting import wait_for
 
 from multitower.cli import commands
 from multitower.exit_codes import Exit
@@ -178,7 +179,7 @@ def test_a_daemon_that_is_killed_shows_as_errors(tmp_path: Path) -> None:
             *("--concurrency", "4,4", "--seconds", "1.5", "--warmup", "0", "--json", str(tmp_path / "figures.json")),
         )
         with process:
-            wait_for(process, "outstanding:")
+            wait_for_words(process, "outstanding:")
             running.process.kill()
             out, err = process.communicate(timeout=STEP_S)
     assert process.returncode == Exit.OK, err
@@ -321,7 +322,7 @@ def begin(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(process: subprocess.Popen[str], words: str) -> None:
+def wait_for_words(process: subprocess.Popen[str], words: str) -> None:
     """Reads stderr until a line contains these words."""
     assert process.stderr is not None
     for line in process.stderr:
@@ -338,13 +339,6 @@ def left(private: Path) -> list[str]:
         if process.pid != os.getpid() and any(str(private) in part for part in where):
             found.append(" ".join(process.info["cmdline"] or ()))
     return found
-
-
-def wait_until_gone(private: Path) -> None:
-    until = time.monotonic() + STEP_S
-    while found := left(private):
-        assert time.monotonic() < until, found
-        time.sleep(0.05)
 
 
 def test_scaling_measures_each_number_of_workers(config: Path, private: Path, tmp_path: Path) -> None:
@@ -412,7 +406,7 @@ def test_a_signal_ends_the_daemon_and_ctrl_c_prints_the_results(
         *("--scaling", config, "--shape", "x:1,4", "--workers", "2", "--concurrency", "2,4", "--processes", "2"),
         *("--seconds", "1", "--warmup", "0.1", "--json", tmp_path / "figures.json"),
     ) as process:
-        wait_for(process, "2 outstanding:")
+        wait_for_words(process, "2 outstanding:")
         os.killpg(process.pid, number)
         out, err = process.communicate(timeout=STEP_S)
     assert process.returncode == 128 + number
@@ -434,7 +428,7 @@ def test_no_process_outlives_a_killed_bench(config: Path, private: Path) -> None
             "2",
         ),
     ) as process:
-        wait_for(process, "asking m")
+        wait_for_words(process, "asking m")
         process.kill()
         process.communicate(timeout=STEP_S)
-    wait_until_gone(private)
+    wait_for(lambda: left(private), operator.not_)

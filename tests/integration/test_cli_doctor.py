@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from fake_gpus import SLICES, UUIDS, FakeGpus, read_log
+from waiting import wait_until
 
 from multitower import wire
 from multitower.exit_codes import Exit
@@ -167,20 +166,13 @@ def test_ctrl_c_ends_the_process_that_loads_a_model(folder: Path, short_folder: 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     ) as process:
-        wait_for((folder / "pid").exists)
+        wait_until((folder / "pid").exists)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.strip() == b""
     assert not psutil.pid_exists(int((folder / "pid").read_text()))
     assert list(short_folder.iterdir()) == [], "no file is left"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_wrong_configuration_is_reported_as_by_check(folder: Path) -> None:

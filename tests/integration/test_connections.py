@@ -21,6 +21,7 @@ import zmq
 from curve_front import CurveLocks, encrypt
 from descriptors import leaving_no_descriptor
 from running import Running
+from waiting import wait_until
 
 from multitower.supervisor.routing.binding import listen_on_path
 from multitower.supervisor.routing.connections import Connections
@@ -347,13 +348,6 @@ def sockets() -> set[int]:
             if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 found.add(int(name))
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 def test_a_number_that_an_eventfd_has_by_now_is_not_counted_as_a_connection(short_folder: Path) -> None:

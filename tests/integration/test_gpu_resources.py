@@ -1,3 +1,29 @@
+"""Measurements of the GPUs of a stand-in for NVML.
+
+Only subprocesses can use the stand-in, since the linker reads LD_LIBRARY_PATH at the start: see `Probe`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_gpus import SLICES, UUIDS, FakeGpus, read_log, set_gpus
+from waiting import wait_for
+
+MIB = 2**20
+GIB = 2**30
+WAIT_S = 60.0
+SOON_S = 10.0
+"""Seconds for a call that must not wait for the driver; one that waits for a driver that hangs never returns."""
+
+
 PROBE = """
 import dataclasses, json, logging, sys, time
 from multitower.supervisor.machine import gpu_sampler, resources

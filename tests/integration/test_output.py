@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from multitower.supervisor.workers.output import (
     ENTRIES_A_SECOND,
@@ -127,10 +128,7 @@ def test_a_process_that_floods_the_pipe_of_a_worker_that_has_ended_is_not_read(g
 
 
 def wait_until_closed(descriptor: int) -> None:
-    until = time.monotonic() + 60
-    while Path(f"/proc/self/fd/{descriptor}").exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: not Path(f"/proc/self/fd/{descriptor}").exists())
 
 
 def test_a_flood_is_limited_and_counted(gathered: Gathered) -> None:

@@ -1,37 +1,25 @@
-"""Measurements of real processes, and of the GPUs of a stand-in for NVML.
-
-Only subprocesses can use the stand-in, since the linker reads LD_LIBRARY_PATH at the start: see `Probe`.
-"""
+"""Measurements of real processes."""
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
 
 import psutil
 import pytest
-from fake_gpus import SLICES, UUIDS, FakeGpus, read_log, set_gpus
 from new_threads import NewThreads
+from waiting import wait_for
 
 from multitower.supervisor.machine import resources
 from multitower.supervisor.machine.process_limits import ProcessLimits
 from multitower.supervisor.machine.resources import Sampler
 
 MIB = 2**20
-GIB = 2**30
 WAIT_S = 60.0
-
-SOON_S = 10.0
-"""Seconds for a call that must not wait for the driver; one that waits for a driver that hangs never returns."""
-T = TypeVar("T")
-
 
 CHILD = """
 import sys
@@ -200,5 +188,3 @@ def test_close_ends_the_threads_at_once_whatever_the_interval() -> None:
     assert not any(thread.is_alive() for thread in threads)
     assert time.monotonic() - began < 60.0
     sampler.close()
-
-

@@ -17,6 +17,7 @@ from typing import Any, cast
 import ml_dtypes
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from multitower import tensors, wire
 from multitower.errors import Reason, make
@@ -429,12 +430,3 @@ def test_the_thread_gives_way_while_it_formats_and_rests_afterwards(monkeypatch:
     assert intervals == [pytest.approx(SWITCH_S)] * 2
     assert rests == [3, 3]
     assert sys.getswitchinterval() == before
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    waiting = threading.Event()
-    for _ in range(int(WAIT_S / 0.01)):
-        if condition():
-            return
-        waiting.wait(0.01)
-    raise AssertionError("not in time")

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 from collector import Collector as ListeningCollector
 from collector import SilentListener, unused_port
+from waiting import wait_until
 
 from multitower.supervisor.config.tracing import TracingConfig
 from multitower.supervisor.observability import span_export_thread
@@ -76,17 +77,10 @@ def test_where_plenty_waits_the_thread_does_not(monkeypatch: pytest.MonkeyPatch)
     with exporting(lambda _: collector) as export:
         for _ in range(span_export_thread.PLENTY // 4):
             export.put([request()])
-        wait(lambda: export.exported == span_export_thread.PLENTY)
+        wait_until(lambda: export.exported == span_export_thread.PLENTY)
         export.put([request()])
         export.close(STEP_S)
         assert export.exported == span_export_thread.PLENTY + 4, "nor at its end"
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + STEP_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 def test_what_waits_is_bounded_and_the_rest_is_dropped_and_counted() -> None:
@@ -97,7 +91,7 @@ def test_what_waits_is_bounded_and_the_rest_is_dropped_and_counted() -> None:
         assert export.waiting <= MAX_WAITING
         assert export.dropped >= 300 * 4 - span_export_thread.MAX_BATCH
         collector.open.set()
-        wait(lambda: export.waiting == 0 and export.exported > 0)
+        wait_until(lambda: export.waiting == 0 and export.exported > 0)
         export.close(STEP_S)
         assert export.exported + export.dropped == (MAX_WAITING // 4 + 300) * 4
         assert max(collector.sizes) <= span_export_thread.MAX_BATCH + 4
@@ -109,11 +103,11 @@ def test_dropped_spans_are_logged_at_a_limited_rate(caplog: pytest.LogCaptureFix
     collector.failure = CollectorError("connection refused")
     with caplog.at_level(logging.WARNING), exporting(lambda _: collector) as export:
         export.put([request()])
-        wait(lambda: export.dropped == 4)
+        wait_until(lambda: export.dropped == 4)
         for seconds in (0.0, 1.0, 2.0):
             export.tick(100.0 + seconds)
         export.put([request()])
-        wait(lambda: export.dropped == 8)
+        wait_until(lambda: export.dropped == 8)
         export.tick(101.0)
         (record,) = caplog.records
         assert record.fields == {  # type: ignore[attr-defined]
@@ -127,7 +121,7 @@ def test_dropped_spans_are_logged_at_a_limited_rate(caplog: pytest.LogCaptureFix
         assert export.last_error == "connection refused"
         collector.failure = None
         export.put([request()])
-        wait(lambda: export.exported == 4)
+        wait_until(lambda: export.exported == 4)
         assert export.last_error is None
 
 
@@ -137,7 +131,7 @@ def test_a_defect_in_the_thread_is_logged_and_costs_spans_only(caplog: pytest.Lo
 
     with exporting(fail) as export:
         export.put([request()])
-        wait(lambda: export.dropped == 4)
+        wait_until(lambda: export.dropped == 4)
         export.put([request()])
         assert (export.dropped, export.waiting) == (8, 0)
         assert "requests are not traced" in caplog.text
@@ -148,7 +142,7 @@ def test_an_absent_collector_costs_the_spans_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")
     with exporting(Collector, f"{scheme}://127.0.0.1:{unused_port()}") as export:
         export.put([request()])
-        wait(lambda: export.dropped == 4)
+        wait_until(lambda: export.dropped == 4)
         assert export.last_error
 
 
@@ -168,7 +162,7 @@ def test_a_span_that_cannot_be_encoded_costs_only_itself(scheme: str, path: str)
     with ListeningCollector() as listening, exporting(Collector, f"{getattr(listening, scheme)}{path}") as export:
         # The event loop makes names encodable. A defect must not cost the spans of others.
         export.put([request(1), request(2, model="\ud800"), request(3)])
-        wait(lambda: export.exported + export.dropped == 12)
+        wait_until(lambda: export.exported + export.dropped == 12)
         assert export.dropped == 1, export.last_error
         assert "cannot be encoded" in (export.last_error or "")
 
@@ -189,11 +183,11 @@ def test_an_ending_export_drops_the_rest_after_the_first_error() -> None:
     with exporting(lambda _: collector) as export:
         for _ in range(100):
             export.put([request()])
-        wait(lambda: collector.attempts == 1)
+        wait_until(lambda: collector.attempts == 1)
         export.end()
         collector.failure = CollectorError("timed out")
         collector.open.set()
-        wait(lambda: export.ended)
+        wait_until(lambda: export.ended)
         assert (collector.attempts, export.dropped, export.waiting) == (1, 400, 0)
 
 

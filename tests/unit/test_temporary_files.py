@@ -7,12 +7,11 @@ import os
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from multitower.supervisor.loop.runtime_dir import LOCK_NAME, FileLock, HeldError, RuntimeDir, remove_stale
 from multitower.supervisor.workers import temporary_files
@@ -24,13 +23,6 @@ def base(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(short_folder))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     return short_folder
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def names(folder: Path) -> list[str]:
@@ -52,7 +44,7 @@ def test_a_folder_is_private_and_removed_with_all_that_is_in_it(base: Path) -> N
         (one / "deep" / "er").mkdir(parents=True)
         (one / "deep" / "er" / "file").touch()
         folders.remove(one)
-        wait(lambda: not one.exists())
+        wait_until(lambda: not one.exists())
         assert other.exists()
     assert names(base) == []
 
@@ -70,7 +62,7 @@ def test_folders_that_somebody_removed_are_made_again_for_their_processes(base: 
     with closing(TemporaryFolders()) as folders:
         one, other = made(folders, 1), made(folders, 2)
         folders.remove(other)
-        wait(lambda: not other.exists())
+        wait_until(lambda: not other.exists())
         shutil.rmtree(one.parent)
         folders.keep()
         assert one.is_dir()
@@ -113,8 +105,8 @@ def test_what_killed_daemons_left_is_removed_at_the_start_and_nothing_else(base:
     (base / "multitower-notes" / "notes").touch()
     (base / "multitower-unlocked" / "tmp-1").mkdir(parents=True)
     with closing(TemporaryFolders()):
-        wait(lambda: not (base / "multitower-tmp-killed").exists())
-        wait(lambda: names(base / "multitower-notes") == ["notes"])
+        wait_until(lambda: not (base / "multitower-tmp-killed").exists())
+        wait_until(lambda: names(base / "multitower-notes") == ["notes"])
     assert names(base) == ["multitower-notes", "multitower-shared", "multitower-unlocked"]
     assert (base / "multitower-shared" / "tmp-3" / "deep" / "file").exists()
 
@@ -189,7 +181,7 @@ def test_a_folder_that_could_not_be_removed_is_removed_with_the_next(
             assert tried.wait(60)
         assert one.exists()
         folders.remove(other)
-        wait(lambda: not one.exists() and not other.exists())
+        wait_until(lambda: not one.exists() and not other.exists())
 
 
 def test_a_slow_sweep_of_old_folders_delays_no_removal(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +190,7 @@ def test_a_slow_sweep_of_old_folders_delays_no_removal(base: Path, monkeypatch: 
     with closing(TemporaryFolders()) as folders:
         path = made(folders, 1)
         folders.remove(path)
-        wait(lambda: not path.exists())
+        wait_until(lambda: not path.exists())
         may_end.set()
 
 
