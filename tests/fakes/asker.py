@@ -10,6 +10,7 @@ import platform
 import select
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -19,6 +20,8 @@ from running import STEP_S
 from multitower import wire, zmtp
 
 NO_ANSWER = "no answer"
+NOT_ANSWERED_S = 0.5
+"""Seconds for which an answer that must not come is waited for."""
 
 
 class Asker:
@@ -161,3 +164,7 @@ def _as_user(uid: int, call: Any) -> None:
     thread.join()
     if failed:
         raise failed[0]
+
+
+Closing = Callable[[Asker], Asker]
+"""Returns what it is given, and closes it when the test has ended: the fixture `closing`."""

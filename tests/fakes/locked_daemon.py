@@ -1,3 +1,23 @@
+"""A daemon with `security`, the keys to it, and what the table of operations allows each of its principals."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asker import Asker
+from made_security import PRINCIPALS as PRINCIPALS_FILE
+from made_security import make_keys, make_security, write_principals
+from running import STEP_S, Running
+
+from multitower import wire
+from multitower.errors import Reason
+from multitower.supervisor.config.principals import Role
+from multitower.supervisor.security.operation_table import OPERATIONS, Operation, Scope
+
 CONFIG = """
 devices: {cpu: 1}
 spares: 0
@@ -8,9 +28,6 @@ models:
 - {name: theirs, handler: 'handlers:Echo', batching: {max_batch_size: 4}}
 - {name: slow, handler: 'handlers:BadLoader', parameters: {way: wait}, load_at_startup: false}
 """
-
-NOT_ANSWERED_S = 0.5
-"""Seconds for which an answer that must not come is waited for."""
 
 
 def header_of(operation: Operation, model: str | None) -> tuple[dict[str, Any], list[bytes]]:
@@ -47,6 +64,7 @@ PRINCIPALS = (
     Who("everything-mine", tuple(Role), ("mine", "mine-*")),
 )
 ASKED = ("mine", "theirs", "none-such", None)
+"""Models that each principal asks for; None for none."""
 
 
 def expected(operation: Operation, who: Who | None, model: str | None) -> str | None:
@@ -65,9 +83,19 @@ def expected(operation: Operation, who: Who | None, model: str | None) -> str | 
 
 
 class Locked(Running):
-    """A daemon with `security`, and the keys to it."""
+    """A daemon with `security`, and the keys to it.
 
-    def __init__(self, folder: Path, config: str = CONFIG) -> None:
+    Args:
+        folder: for its files.
+
+    Attributes:
+        folder: the same.
+        keys: those of each principal, by name.
+        entries: of the file of principals at its start.
+        server: the daemon's public key.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.keys = {who.name: make_keys() for who in PRINCIPALS}
         self.entries = [
@@ -81,10 +109,11 @@ class Locked(Running):
         ]
         self.server = make_security(folder, self.entries).public
         self._tcp = ""
-        super().__init__(folder, config)
+        super().__init__(folder, CONFIG)
 
     @property
     def tcp(self) -> str:
+        """The endpoint over tcp."""
         if not self._tcp:
             listening = self.wait_line("daemon started")["listen"].split(",")
             self._tcp = next(endpoint for endpoint in listening if endpoint.startswith("tcp://"))
@@ -92,10 +121,12 @@ class Locked(Running):
 
     @property
     def front(self) -> str:
+        """The path of the endpoint for clients."""
         return self.endpoint.removeprefix("ipc://")
 
     @property
     def control(self) -> str:
+        """The path of the control endpoint."""
         return str(self.runtime_dir / "control.sock")
 
     def reload(self, entries: list[dict[str, Any]], outcome: str = "reloaded") -> dict[str, Any]:
@@ -107,6 +138,7 @@ class Locked(Running):
 
 
 def by_key(daemon: Locked, name: str) -> Asker:
+    """A client over tcp with the key of a principal."""
     return Asker(daemon.tcp, daemon.keys[name], daemon.server)
 
 
@@ -147,5 +179,3 @@ def check_orders(asker: Asker, who: Who | None) -> None:
             assert reason == Reason.KIND_UNKNOWN
         else:
             assert reason not in (Reason.FORBIDDEN, Reason.UNAUTHENTICATED, Reason.KIND_UNKNOWN), operation.name
-
-

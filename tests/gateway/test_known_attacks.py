@@ -19,7 +19,7 @@ from pathlib import Path
 import foreign
 import psutil
 import pytest
-from asker import NO_ANSWER, Asker
+from asker import NO_ANSWER, NOT_ANSWERED_S, Asker
 from attacked_daemon import GRPC, HTTP, INTERFACES, MT1, SERVICES, Locked
 from gateway_grpc import PREDICTION, TRITON, grpc, message
 from made_security import Keys, make_keys, make_security
@@ -42,8 +42,6 @@ models:
 - {name: broken, handler: 'handlers:Broken'}
 """
 
-NOT_ANSWERED_S = 0.5
-"""Seconds for which an answer that must not come is waited for."""
 
 MANY = 100_000
 """Outputs of a request; more than fit into a header of MT1."""

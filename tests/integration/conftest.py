@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from asker import Asker, Closing
 from fake_daemon import FakeDaemon
 
 from multitower import Client
@@ -22,3 +23,16 @@ def client(daemon: FakeDaemon) -> Iterator[Client]:
     """A client of the scripted daemon."""
     with Client(daemon.endpoint, timeout=WAIT_S) as client:
         yield client
+
+
+@pytest.fixture
+def closing() -> Iterator[Closing]:
+    made: list[Asker] = []
+
+    def keep(asker: Asker) -> Asker:
+        made.append(asker)
+        return asker
+
+    yield keep
+    for asker in made:
+        asker.close()

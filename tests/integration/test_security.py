@@ -1,37 +1,29 @@
-"""A daemon with `security`: every kind of request by every way in, by each role, with no, a wrong or a revoked key.
+"""A daemon with `security`: every kind of request by every way in, by each role, with no or a wrong key.
 
 What must be allowed comes from the one table, so a new operation is tested as soon as it has a row.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import zmq
-from asker import CAN_BE_OTHERS, NO_ANSWER, Asker, LocalAsker
+from asker import CAN_BE_OTHERS, NO_ANSWER, NOT_ANSWERED_S, Asker, Closing, LocalAsker
 from click.testing import CliRunner
-from made_security import PRINCIPALS as PRINCIPALS_FILE
-from made_security import SERVER_KEY, make_keys, make_security, write_principals, write_secret
-from running import START_S, STEP_S, Running
+from locked_daemon import PRINCIPALS, Locked, Who, by_key, check_front, check_orders, header_of
+from made_security import make_keys, write_secret
+from running import STEP_S
 from without_privileges import NOBODY
 
-from multitower import Client, wire
+from multitower import wire
 from multitower.cli import commands
-from multitower.errors import CONNECT_ERROR, MultitowerError, Reason
+from multitower.errors import Reason
 from multitower.exit_codes import Exit
 from multitower.supervisor.config.principals import Role
-from multitower.supervisor.routing.strangers import CLOSED_AFTER
-from multitower.supervisor.security.operation_table import OPERATIONS, Operation, Scope
+from multitower.supervisor.security.operation_table import OPERATIONS, Scope
+
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
@@ -39,33 +31,16 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
         yield running.wait_ready()
 
 
-Open = Callable[[Asker], Asker]
-
-
-@pytest.fixture
-def closing() -> Iterator[Open]:
-    """Closes what it is given when the test has ended."""
-    made: list[Asker] = []
-
-    def keep(asker: Asker) -> Asker:
-        made.append(asker)
-        return asker
-
-    yield keep
-    for asker in made:
-        asker.close()
-
-
 # Over tcp.
 
 
 @pytest.mark.parametrize("who", PRINCIPALS, ids=lambda who: who.name)
-def test_over_tcp_a_key_opens_what_the_table_says(daemon: Locked, closing: Open, who: Who) -> None:
+def test_over_tcp_a_key_opens_what_the_table_says(daemon: Locked, closing: Closing, who: Who) -> None:
     check_front(closing(by_key(daemon, who.name)), who)
 
 
 @pytest.mark.parametrize("which", ["no key", "wrong key", "wrong key of the daemon"])
-def test_over_tcp_nothing_answers_without_the_right_key(daemon: Locked, closing: Open, which: str) -> None:
+def test_over_tcp_nothing_answers_without_the_right_key(daemon: Locked, closing: Closing, which: str) -> None:
     keys, server = daemon.keys["everything"], daemon.server
     asker = {
         "no key": lambda: Asker(daemon.tcp),
@@ -126,14 +101,14 @@ def test_an_order_by_a_command_is_written_with_the_principal(daemon: Locked, tmp
     daemon.wait_line(f"audit: reload by local:{os.geteuid()}: ok", STEP_S, after=seen)
 
 
-def test_a_refused_order_over_tcp_leaves_a_line(daemon: Locked, closing: Open) -> None:
+def test_a_refused_order_over_tcp_leaves_a_line(daemon: Locked, closing: Closing) -> None:
     assert closing(by_key(daemon, "observes")).ask(wire.RELOAD, {}) == Reason.FORBIDDEN
     # Written now, or before: other tests of this file may have used up the lines of this principal.
     line = daemon.wait_line("audit: reload by observes: forbidden", STEP_S)
     assert (line["principal"], line["from"], line["outcome"]) == ("observes", "127.0.0.1", "forbidden")
 
 
-def test_a_principal_with_some_models_does_not_learn_the_names_of_others(daemon: Locked, closing: Open) -> None:
+def test_a_principal_with_some_models_does_not_learn_the_names_of_others(daemon: Locked, closing: Closing) -> None:
     asker = closing(by_key(daemon, "everything-mine"))
     for operation in OPERATIONS.values():
         header, tensors = header_of(operation, "mine-there-is-none")
@@ -144,7 +119,7 @@ def test_a_principal_with_some_models_does_not_learn_the_names_of_others(daemon:
     assert asker.ask(wire.STATUS, header) == Reason.FORBIDDEN
 
 
-def test_what_an_allowed_header_says_is_decided_for_each_peer(daemon: Locked, closing: Open) -> None:
+def test_what_an_allowed_header_says_is_decided_for_each_peer(daemon: Locked, closing: Closing) -> None:
     header, tensors = header_of(OPERATIONS[wire.INFER], "theirs")
     allowed, forbidden = closing(by_key(daemon, "infers")), closing(by_key(daemon, "infers-mine"))
     for _ in range(2):
@@ -159,7 +134,7 @@ OTHERS = Who("others", (Role.INFER, Role.OBSERVE))
 needs_others = pytest.mark.skipif(not CAN_BE_OTHERS, reason="only root can connect as another user")
 
 
-def test_over_ipc_the_daemons_own_user_may_do_everything(daemon: Locked, closing: Open) -> None:
+def test_over_ipc_the_daemons_own_user_may_do_everything(daemon: Locked, closing: Closing) -> None:
     check_front(closing(Asker(daemon.endpoint)), LOCAL)
 
 
@@ -180,13 +155,13 @@ def admitting(daemon: Locked) -> Iterator[None]:
     "claims", [{}, {"User-Id": "everything", "Peer-Address": "localhost:0:0:1"}], ids=["", "lying"]
 )
 def test_over_ipc_other_users_infer_and_observe(
-    daemon: Locked, admitting: None, closing: Open, claims: dict[str, str]
+    daemon: Locked, admitting: None, closing: Closing, claims: dict[str, str]
 ) -> None:
     claims = {name: daemon.keys[value].public if name == "User-Id" else value for name, value in claims.items()}
     check_front(closing(LocalAsker(daemon.front, NOBODY, **claims)), OTHERS)
 
 
-def test_orders_are_the_daemons_own_users(daemon: Locked, closing: Open) -> None:
+def test_orders_are_the_daemons_own_users(daemon: Locked, closing: Closing) -> None:
     check_orders(closing(Asker(f"ipc://{daemon.control}")), LOCAL)
 
 
@@ -198,8 +173,6 @@ def test_other_users_cannot_reach_the_control_endpoint_by_its_path(daemon: Locke
 
 @pytest.mark.parametrize("hop", [(b"anonymous",), (b"0123456789abcdef",), (b"x", b"y")], ids=["none", "void", "two"])
 def test_an_order_behind_a_handle_gets_no_more_than_the_handle(
-    daemon: Locked, closing: Open, hop: tuple[bytes, ...]
+    daemon: Locked, closing: Closing, hop: tuple[bytes, ...]
 ) -> None:
     check_orders(closing(Asker(f"ipc://{daemon.control}", hop=hop)), None)
-
-

@@ -1,3 +1,34 @@
+"""What a reload changes in the security of a daemon that runs: keys, roles, models, and principals that are removed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+from asker import NO_ANSWER, NOT_ANSWERED_S, Asker, Closing
+from locked_daemon import Locked, by_key, check_front, header_of
+from made_security import PRINCIPALS as PRINCIPALS_FILE
+from made_security import SERVER_KEY, make_keys, write_principals, write_secret
+from running import STEP_S
+
+from multitower import Client, wire
+from multitower.errors import CONNECT_ERROR, MultitowerError, Reason
+from multitower.supervisor.routing.strangers import CLOSED_AFTER
+from multitower.supervisor.security.operation_table import OPERATIONS
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
+    with Locked(tmp_path_factory.mktemp("security")) as running:
+        yield running.wait_ready()
+
+
 class Load:
     """Requests of a principal, one after the other, until it is stopped."""
 
@@ -27,7 +58,7 @@ def changed(entries: list[dict[str, Any]], name: str, **keys: Any) -> list[dict[
     return [entry | keys if entry["name"] == name else entry for entry in entries]
 
 
-def test_keys_rotate_and_a_principal_is_revoked_under_load(daemon: Locked, closing: Open) -> None:
+def test_keys_rotate_and_a_principal_is_revoked_under_load(daemon: Locked, closing: Closing) -> None:
     loads = [Load(by_key(daemon, "infers")), Load(Asker(daemon.endpoint))]
     try:
         revoked = closing(by_key(daemon, "everything-mine"))
@@ -63,7 +94,7 @@ def test_keys_rotate_and_a_principal_is_revoked_under_load(daemon: Locked, closi
     assert all(load.answers > 10 for load in loads)
 
 
-def test_roles_and_models_change_on_a_connection_that_is_open(daemon: Locked, closing: Open) -> None:
+def test_roles_and_models_change_on_a_connection_that_is_open(daemon: Locked, closing: Closing) -> None:
     asker = closing(by_key(daemon, "observes"))
     assert asker.ask(wire.METRICS, {}) == "ok"
     try:
@@ -77,7 +108,7 @@ def test_roles_and_models_change_on_a_connection_that_is_open(daemon: Locked, cl
     assert asker.ask(wire.METRICS, {}) == "ok"
 
 
-def test_over_tcp_a_key_that_was_removed_opens_what_is_open_to_all(daemon: Locked, closing: Open) -> None:
+def test_over_tcp_a_key_that_was_removed_opens_what_is_open_to_all(daemon: Locked, closing: Closing) -> None:
     revoked = closing(by_key(daemon, "everything"))
     assert revoked.ask(wire.STATUS, {}) == "ok"
     try:
@@ -120,7 +151,7 @@ def test_a_client_that_goes_on_with_a_revoked_key_is_closed_and_told_why(daemon:
     "frames", [[b"", wire.SERVER_LIVE, b"id", b"{}"], [b"", b"malformed"]], ids=["open", "malformed"]
 )
 def test_a_flood_with_a_revoked_key_ends_whatever_it_asks_for(
-    daemon: Locked, closing: Open, frames: list[bytes]
+    daemon: Locked, closing: Closing, frames: list[bytes]
 ) -> None:
     revoked = closing(by_key(daemon, "everything-mine"))
     assert revoked.ask(wire.SERVER_LIVE, {}) == "ok"
@@ -137,7 +168,7 @@ def test_a_flood_with_a_revoked_key_ends_whatever_it_asks_for(
         daemon.reload(daemon.entries)
 
 
-def test_a_principal_is_out_although_the_reload_waits_for_an_order(daemon: Locked, closing: Open) -> None:
+def test_a_principal_is_out_although_the_reload_waits_for_an_order(daemon: Locked, closing: Closing) -> None:
     revoked, orders = closing(by_key(daemon, "everything")), closing(Asker(f"ipc://{daemon.control}"))
     assert revoked.ask(wire.STATUS, {}) == "ok"
     answers: list[str] = []
@@ -162,7 +193,7 @@ def test_a_principal_is_out_although_the_reload_waits_for_an_order(daemon: Locke
     assert revoked.ask(wire.STATUS, {}) == "ok"
 
 
-def test_a_wrong_file_is_refused_whole_and_changes_nothing(daemon: Locked, closing: Open) -> None:
+def test_a_wrong_file_is_refused_whole_and_changes_nothing(daemon: Locked, closing: Closing) -> None:
     asker = closing(by_key(daemon, "observes"))
     assert asker.ask(wire.METRICS, {}) == "ok"
     wrong = [*changed(daemon.entries, "observes", roles=["infer"]), {"name": "new", "roles": ["admin"]}]
@@ -193,3 +224,10 @@ def test_security_does_not_come_or_go_while_the_daemon_runs(daemon: Locked) -> N
         daemon.reload(daemon.entries)
 
 
+def test_a_secret_that_others_may_read_by_now_is_refused(daemon: Locked) -> None:
+    try:
+        (daemon.folder / SERVER_KEY).chmod(0o640)
+        assert "others may use" in daemon.reload(daemon.entries, "reload refused")["cause"]
+    finally:
+        (daemon.folder / SERVER_KEY).chmod(0o600)
+        daemon.reload(daemon.entries)

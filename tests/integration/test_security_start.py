@@ -1,13 +1,25 @@
+"""What a daemon says of its security when it starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from locked_daemon import CONFIG
+from made_security import SERVER_KEY, make_security
+from running import START_S, Running
+
+from multitower.exit_codes import Exit
+
+
 def test_a_secret_that_others_may_read_is_a_start_failure(tmp_path: Path) -> None:
-    with Locked(tmp_path) as first:
-        assert first.wait_line("daemon started", START_S)
-        (tmp_path / SERVER_KEY).chmod(0o640)
-        first.reload(first.entries, "reload refused")
-        assert first.end() == Exit.OK
-    with Running(tmp_path, CONFIG) as second:
-        assert second.wait_end(START_S) == Exit.CONFIG
-        assert "others may use" in second.stderr
-        assert os.fspath(tmp_path / SERVER_KEY) in second.stderr
+    make_security(tmp_path)
+    (tmp_path / SERVER_KEY).chmod(0o640)
+    with Running(tmp_path, CONFIG) as daemon:
+        assert daemon.wait_end(START_S) == Exit.CONFIG
+        assert "others may use" in daemon.stderr
+        assert os.fspath(tmp_path / SERVER_KEY) in daemon.stderr
 
 
 @pytest.mark.parametrize(
