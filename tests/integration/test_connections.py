@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import signal
 import socket
-import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,13 +18,11 @@ import zmq
 from curve_front import CurveLocks, encrypt
 from descriptors import leaving_no_descriptor
 from running import Running
-from waiting import wait_until
 
-from multitower.supervisor.routing.binding import listen_on_path
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import Incoming
 from multitower.supervisor.routing.handshake_watch import CROWDED_HANDSHAKE_S
-from multitower.supervisor.routing.listener import HANDSHAKE_S, MONITOR_QUEUE, Listener
+from multitower.supervisor.routing.listener import HANDSHAKE_S
 from multitower.supervisor.routing.router_front import RouterFront
 from multitower.supervisor.routing.stream_front import StreamFront
 from multitower.supervisor.routing.tcp_listener import TcpListener

@@ -1,3 +1,38 @@
+"""The listener through which libzmq accepts: it lets a bounded number in, miscounts none, and can be closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import zmq
+from waiting import wait_until
+
+from multitower.supervisor.routing.binding import listen_on_path
+from multitower.supervisor.routing.connections import Connections
+from multitower.supervisor.routing.listener import MONITOR_QUEUE, Listener
+
+WAIT_S = 60.0
+
+
+def sockets() -> set[int]:
+    """The descriptors of this process that refer to sockets."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                found.add(int(name))
+    return found
+
+
 def test_a_loop_that_stalls_while_clients_flood_accepts_a_bounded_number(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,10 +73,7 @@ def test_a_loop_that_stalls_while_clients_flood_accepts_a_bounded_number(
         monkeypatch.setattr(os, "eventfd_read", stall)
         before = sockets()
         thread.start()
-        until = time.monotonic() + WAIT_S
-        while not clients:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: clients)
         connections.accept()
         monkeypatch.setattr(os, "eventfd_read", close_valve)
         done.set()
@@ -53,16 +85,6 @@ def test_a_loop_that_stalls_while_clients_flood_accepts_a_bounded_number(
             time.sleep(0.005)
         assert MONITOR_QUEUE <= accepted <= MONITOR_QUEUE + 6  # one has a socket, and is not connected yet
         assert connections.open >= MONITOR_QUEUE
-
-
-def sockets() -> set[int]:
-    """The descriptors of this process that refer to sockets."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing itself
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                found.add(int(name))
-    return found
 
 
 def test_a_number_that_an_eventfd_has_by_now_is_not_counted_as_a_connection(short_folder: Path) -> None:
@@ -126,5 +148,3 @@ def test_libzmq_does_not_abort_when_a_listener_is_closed(case: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-
-
