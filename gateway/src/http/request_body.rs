@@ -26,6 +26,8 @@ pub struct RequestBody {
     body: Option<Incoming>,
     /// How many bytes are read at most after nobody wants them.
     discard: usize,
+    /// Whether the client waits for `100 Continue`, which is sent as soon as somebody reads, and has sent nothing yet.
+    waits: bool,
     held: Arc<Held>,
 }
 
@@ -34,11 +36,10 @@ impl RequestBody {
     pub fn wrap(request: Request<Incoming>, held: Arc<Held>) -> Request<RequestBody> {
         let headers = request.headers();
         let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        // gRPC's clients expect that a call may end before their last message. A client that waits for 100 Continue
-        // has not sent anything.
-        let discards = !content_type.starts_with(b"application/grpc") && !headers.contains_key(header::EXPECT);
-        let discard = if discards { DISCARDED_BYTES } else { 0 };
-        request.map(|body| RequestBody { body: Some(body), discard, held })
+        // gRPC's clients expect that a call may end before their last message.
+        let discard = if content_type.starts_with(b"application/grpc") { 0 } else { DISCARDED_BYTES };
+        let waits = headers.contains_key(header::EXPECT);
+        request.map(|body| RequestBody { body: Some(body), discard, waits, held })
     }
 
     /// Has less of the body read if it is dropped: its client is not known.
@@ -60,6 +61,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.waits = false;
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let frame = Pin::new(body).poll_frame(context);
         if matches!(frame, Poll::Ready(Some(Err(_)))) {
@@ -79,7 +81,7 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if self.discard == 0 || self.is_end_stream() {
+        if self.waits || self.discard == 0 || self.is_end_stream() {
             return;
         }
         if let (Some(body), Ok(runtime)) = (self.body.take(), tokio::runtime::Handle::try_current()) {

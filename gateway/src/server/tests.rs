@@ -340,3 +340,25 @@ async fn what_follows_a_request_and_is_none_gets_a_body_too() {
     let second = String::from_utf8(received).unwrap();
     assert!(second.starts_with("HTTP/1.1 400") && second.ends_with("}"), "{second}");
 }
+
+#[tokio::test]
+async fn a_client_that_was_told_to_continue_may_send_its_whole_body() {
+    let server = Server::start();
+    let mut connection = server.connect();
+    let head =
+        "POST /v2/models/m/infer HTTP/1.1\r\nHost: m\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n";
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut told = [0; 25];
+    connection.read_exact(&mut told).await.unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    // Ten times as long as a body may be. The client reads the answer only after it has sent everything.
+    let chunk = format!("{CONTENT:x}\r\n{}\r\n", "x".repeat(CONTENT));
+    for _ in 0..10 {
+        connection.write_all(chunk.as_bytes()).await.expect("the connection is closed while the client sends");
+    }
+    connection.write_all(b"0\r\n\r\nGET /v2/nosuch HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answers = Vec::new();
+    timeout(Duration::from_secs(30), connection.read_to_end(&mut answers)).await.unwrap().unwrap();
+    let answers = String::from_utf8(answers).unwrap();
+    assert!(answers.starts_with("HTTP/1.1 413 ") && answers.contains("HTTP/1.1 404 "), "{answers}");
+}
