@@ -72,6 +72,8 @@ PATHS = (
     HttpRow("GET", "/monitoring/prometheus/metrics", wire.METRICS),
 )
 
+INFER_ROW = next(row for row in PATHS if row.path == "/v2/models/MODEL/infer")
+
 
 @dataclass(frozen=True)
 class GrpcRow:

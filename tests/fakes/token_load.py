@@ -1,3 +1,26 @@
+"""Clients of the gateway with a token: some ask again and again over one connection, one asks no more."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from gateway_grpc import Services
+from locked_gateway import (
+    CLOSED,
+    FREE,
+    INFER_ROW,
+    METHODS,
+    REFUSED,
+    call,
+)
+from running import STEP_S
+
+
 class Load:
     """Asks again and again, until it is stopped; in a thread.
 
@@ -34,6 +57,7 @@ class Load:
             time.sleep(0.01)
 
     def stop(self) -> None:
+        """Waits for the last answer."""
         self._stopped.set()
         self._thread.join(STEP_S)
 
@@ -46,6 +70,7 @@ class Load:
         return max(received - sent for sent, received, _ in self.outcomes if received > when)
 
     def meanings(self) -> set[str]:
+        """What all answers meant."""
         return {outcome for _, _, outcome in self.outcomes}
 
 
@@ -69,6 +94,7 @@ def over_http(stack: contextlib.ExitStack, address: str) -> Callable[[str], str]
 
 
 def over_grpc(stack: contextlib.ExitStack, address: str) -> Callable[[str], str]:
+    """Asks for inference over one channel."""
     services = Services(address)
     stack.callback(services.channel.close)
     row = next(row for row in METHODS if row.name == "ModelInfer")
@@ -86,5 +112,3 @@ def idle_connection(address: str, token: str) -> socket.socket:
         received += connection.recv(4096)
     assert received.startswith(b"HTTP/1.1 200 ")
     return connection
-
-

@@ -7,14 +7,11 @@ somebody says that the gateway does not offer it; so does a method of a gRPC ser
 from __future__ import annotations
 
 import contextlib
-import http.client
 import itertools
 import re
 import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from locked_gateway import (
     FORBIDDEN,
     FREE,
     HEALTH,
+    INFER_ROW,
     METHODS,
     PATHS,
     REFUSED,
@@ -40,6 +38,7 @@ from locked_gateway import (
 from made_security import PRINCIPALS as FILE
 from made_security import make_security, write_principals
 from running import STEP_S, Running
+from token_load import Load, idle_connection, over_grpc, over_http
 
 from multitower import wire
 from multitower.bearer_tokens import hash_secret
@@ -297,7 +296,6 @@ def test_a_token_that_was_never_used_is_served_beside_wrong_ones_of_the_same_add
     assert answer(addresses["http"], INFER_ROW, "mine", "fresh.other")[0] == 401
 
 
-INFER_ROW = next(row for row in PATHS if row.path == "/v2/models/MODEL/infer")
 LIMITED = Who("limited", (Role.INFER,), rate=0.5)
 
 
