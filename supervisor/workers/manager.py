@@ -306,6 +306,7 @@ class WorkerManager:
                     slot.load_deaths.allow_more_time(model)
         self._launcher.apply_settings(settings)
         self._spares.set_target(settings.spares)
+        self._spares.set_policy(settings.policy)
         self._health.apply_settings(settings)
         self._slow_loads.apply_settings(settings)
         self._slots.set_policy(settings.policy)

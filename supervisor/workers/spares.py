@@ -7,7 +7,7 @@ import logging
 from ..loop.history import EventHistory, EventKind
 from ..loop.log import event
 from .launcher import Launcher
-from .restart_budget import RestartBudget
+from .restart_budget import RestartBudget, RestartPolicy
 from .shortage import StartFailure
 from .slot import WorkerProcess
 
@@ -64,6 +64,10 @@ class Spares:
     def set_target(self, number: int) -> None:
         """Sets how many spares are kept from now on; superfluous ones stay until slots take them."""
         self._target = number
+
+    def set_policy(self, policy: RestartPolicy) -> None:
+        """Applies a new restart policy from the next death on."""
+        self._budget.policy = policy
 
     def resume(self, number: int) -> None:
         """Keeps so many spares again, after an operator has removed the cause of earlier deaths."""

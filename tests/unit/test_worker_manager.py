@@ -57,6 +57,17 @@ def test_an_operators_restart_brings_back_spares_that_died_too_often() -> None:
     assert len(scene.manager.spares) == 1
 
 
+def test_a_new_restart_policy_applies_to_spares_too() -> None:
+    scene = Scene(spares=1, max_restarts=0)
+    scene.serve(scene.process())
+    scene.tick()
+    policy = replace(scene.manager.settings.policy, max_restarts=100)
+    scene.manager.apply_settings(replace(scene.manager.settings, policy=policy))
+    scene.die(scene.manager.spares[0], 73)
+    scene.tick(2.0)
+    assert len(scene.manager.spares) == 1
+
+
 def set_limit(scene: Scene, max_requests: int | None) -> None:
     """Sets the limit as a reload that changes no model does."""
     scene.manager.apply_settings(replace(scene.manager.settings, max_requests=max_requests))
