@@ -51,6 +51,20 @@ def put_last(folders: Sequence[str]) -> None:
     sys.path[:] = [*(folder for folder in sys.path if os.path.realpath(folder) not in last), *folders]
 
 
+def searched_folders(own: str | None) -> str:
+    """The folders and archives in which modules are looked for, for messages.
+
+    Args:
+        own: the folder of the configuration, which is named first although it is searched last; None without one.
+    """
+    others = [each for each in sys.path if os.path.exists(each) and (own is None or not _is_same(each, own))]
+    return ", ".join([f"{own} (the configuration's)"] * (own is not None) + others)
+
+
+def _is_same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def find_clashes(folder: str, handler: str) -> list[Clash]:
     """Finds modules of a handler that installed modules hide.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(readable=False, path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in `serve`.")
 @click.option(
     "--devices",
@@ -30,8 +30,8 @@ def check(config: Path, overrides: tuple[str, ...], with_devices: bool) -> None:
     """Check the configuration file CONFIG, without starting anything.
 
     All mistakes are printed at once, with line and column, and the exit code is 78. No model is loaded and no handler
-    is imported. Without --devices, the machine's devices and the gateway's program are not checked: a file can be
-    checked on any machine that has the models.
+    is imported; its module is looked for, and its class in the text of the module. Without --devices, the machine's
+    devices and the gateway's program are not checked: a file can be checked on any machine that has the models.
     """
     from multitower.supervisor.config.loading import load
     from multitower.supervisor.config.source import ConfigError
@@ -39,7 +39,7 @@ def check(config: Path, overrides: tuple[str, ...], with_devices: bool) -> None:
     from multitower.supervisor.machine.devices import DeviceError
 
     try:
-        settings = load(config, overrides=overrides)
+        settings = load(config, overrides=overrides, find_handlers=True)
         slots = list(_slots(settings)) if with_devices else None
         if with_devices and settings.gateway is not None:
             check_program(settings.gateway.program)

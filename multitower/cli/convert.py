@@ -11,7 +11,7 @@ from multitower.exit_codes import Exit
 
 
 @click.command()
-@click.argument("models", metavar="MODELS_CONFIG", type=click.Path(path_type=Path))
+@click.argument("models", metavar="MODELS_CONFIG", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--batching",
     metavar="FILE",

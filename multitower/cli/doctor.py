@@ -23,7 +23,7 @@ _INDENT = 12
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(readable=False, path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in `serve`.")
 @click.option("--no-models", is_flag=True, help="Do not load the models.")
 @click.option(

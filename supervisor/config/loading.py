@@ -34,6 +34,7 @@ def load(
     environment: Mapping[str, str] = os.environ,
     overrides: Sequence[str] = (),
     strict: bool = True,
+    find_handlers: bool = False,
     text: str | None = None,
 ) -> Config:
     """Reads the configuration file at `path`, with overrides from the environment and from `--set`.
@@ -43,6 +44,8 @@ def load(
         environment: variables; those that begin with `MULTITOWER_` are overrides.
         overrides: the arguments of `--set`, each `key.path=value`.
         strict: whether it is a problem that a model's files are not there yet; otherwise `Config.not_yet` has them.
+        find_handlers: whether it is a problem that the class of a handler does not exist, as far as that can be known
+            without importing it.
         text: YAML in place of the file's; problems then have no lines. None to read the file.
 
     Raises:
@@ -50,7 +53,7 @@ def load(
     """
     path = Path(path)
     root, problems = _read(path, environment, overrides, text)
-    return _check(root, problems, path.absolute(), strict=strict)
+    return _check(root, problems, path.absolute(), strict=strict, find_handlers=find_handlers)
 
 
 def load_model(
@@ -145,7 +148,7 @@ def _paths_of_models(data: Any) -> Iterator[str]:
             yield from (value for value in values if isinstance(value, str) and value)
 
 
-def _check(root: Node, problems: list[Problem], path: Path, *, strict: bool) -> Config:
+def _check(root: Node, problems: list[Problem], path: Path, *, strict: bool, find_handlers: bool = False) -> Config:
     """Checks the file's keys and values.
 
     Args:
@@ -153,6 +156,7 @@ def _check(root: Node, problems: list[Problem], path: Path, *, strict: bool) -> 
         problems: what is wrong already; not changed.
         path: the file's absolute path.
         strict: see `load`.
+        find_handlers: see `load`.
 
     Raises:
         ConfigError: something is wrong.
@@ -160,7 +164,7 @@ def _check(root: Node, problems: list[Problem], path: Path, *, strict: bool) -> 
     data, empty = drop_empty_keys(root, _TREE)
     problems = [*problems, *empty]
     config = None
-    context = Context(path.parent, strict)
+    context = Context(path.parent, strict, find_handlers)
     context.files.look_at(_paths_of_models(data))
     try:
         config = Config.model_validate(data, context=context)

@@ -122,7 +122,12 @@ def _handler(value: object, info: ValidationInfo) -> str | None:
         return None
     if info.data.get("path", value) is not None:
         raise ValueError("a model has a path or a handler, not both")
-    return parse_handler(value)
+    handler = parse_handler(value)
+    context = context_of(info)
+    cause = context.files.why_handler_missing(handler) if context.find_handlers else None
+    if cause is not None:
+        raise ValueError(cause)
+    return handler
 
 
 def _parameters(value: object, info: ValidationInfo) -> Mapping[str, Any]:

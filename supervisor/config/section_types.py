@@ -44,6 +44,7 @@ class Context:
     Attributes:
         folder: where relative paths start.
         strict: whether it is a problem that a file or folder is not there yet.
+        find_handlers: whether it is a problem that the class of a handler does not exist.
         not_yet: what is not there yet, the first of each key, by the model's name and the key; filled unless `strict`.
         insecure: whether addresses that other machines can reach are allowed; None if that setting is wrong itself.
         security: whether there is a section `security`; None if it is wrong itself.
@@ -59,6 +60,7 @@ class Context:
 
     folder: Path
     strict: bool = True
+    find_handlers: bool = False
     not_yet: dict[tuple[str, str], str] = field(default_factory=dict)
     insecure: bool | None = None
     security: bool | None = False

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from multitower.file_contents import is_file_of_saved_model
 from multitower.format_registry import FILE_SUFFIXES, recognize_contents
+from multitower.handler_lookup import why_missing
 
 from ..loop.bounded_call import call_all_within, call_within
 from ..loop.runtime_dir import MAX_IPC_PATH
@@ -268,6 +269,13 @@ class FileSystems:
     def parse_file(self, value: object, suffix: str, what: str) -> Path:
         """Does what `parse_file` does; raises `UnansweredError` if the file system does not answer."""
         return self._answered(partial(parse_file, value, self._folder, suffix, what), value)
+
+    def why_handler_missing(self, handler: str) -> str | None:
+        """Does what `why_missing` does; None if the file system does not answer."""
+        try:
+            return call_within(ANSWER_S, partial(why_missing, str(self._folder), handler))
+        except TimeoutError:
+            return None
 
     def _path(self, value: object) -> Path:
         return Path(os.path.normpath(self._folder / str(value)))

@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import without_privileges
 from click.testing import CliRunner
 from fake_gpus import UUIDS, FakeGpus
 from made_security import make_keys, make_security, write_certificate, write_principals
+from without_privileges import give_away
 
 from multitower.bearer_tokens import hash_secret
 from multitower.cli.commands import multitower
@@ -22,7 +24,7 @@ TEXT = """\
 models:
   - name: digits
     path: digits
-  - {name: thumbnails, handler: "handlers:Thumbnailer"}
+  - {name: thumbnails, handler: "checked_handlers:Thumbnailer"}
 """
 
 
@@ -32,6 +34,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / "digits" / version).mkdir(parents=True)
         (tmp_path / "digits" / version / "saved_model.pb").touch()
     (tmp_path / "x.yaml").write_text(TEXT)
+    (tmp_path / "checked_handlers.py").write_text("class Thumbnailer: ...\n")
     return tmp_path
 
 
@@ -63,7 +66,7 @@ def test_a_correct_configuration_is_summarized(folder: Path) -> None:
         "  listen   tcp://127.0.0.1:5555",
         "  devices  all GPUs; 1 worker on each",
         f"  models   digits      {folder}/digits, version 12",
-        "           thumbnails  handlers:Thumbnailer",
+        "           thumbnails  checked_handlers:Thumbnailer",
         "  limits   a load fails after 30 min (load_timeout)",
         "           if every slot fails, the daemon runs on (exit_when_failed: false)",
         "Only the file was checked; --devices also checks it against this machine's devices.",
@@ -183,3 +186,23 @@ def test_a_file_name_that_is_not_utf8_is_printed_escaped(folder: Path) -> None:
     done = run_check(folder, os.fsdecode(b"\xff.yaml"), PYTHONIOENCODING="utf-8:strict")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\udcff.yaml is correct." in done.stdout
+
+
+def test_a_handler_that_does_not_exist_is_found_without_importing_anything(folder: Path) -> None:
+    (folder / "checked_handlers.py").write_text("raise SystemExit\nclass Thumbnailr: ...\n")
+    done = check(folder, "x.yaml")
+    assert done.returncode == Exit.CONFIG
+    assert "x.yaml:4:33: models[1].handler: " in done.stderr
+    assert "checked_handlers.py has no class 'Thumbnailer' (did you mean 'Thumbnailr'?)" in done.stderr
+    (folder / "checked_handlers.py").unlink()
+    done = check(folder, "x.yaml")
+    assert done.returncode == Exit.CONFIG
+    assert f"there is no module 'checked_handlers' in the folders that were searched: {folder} (the" in done.stderr
+
+
+def test_a_file_that_may_not_be_read_names_the_user(folder: Path) -> None:
+    give_away(folder / "x.yaml", 0o600)
+    for command in (["check"], ["doctor"], ["serve"], ["convert-config"]):
+        done = without_privileges.run(["-m", "multitower", *command, str(folder / "x.yaml")])
+        assert "x.yaml: cannot be read: Permission denied" in done.stderr
+        assert done.returncode == (Exit.TEMPORARY if command == ["serve"] else Exit.CONFIG)

@@ -20,7 +20,7 @@ listen: ["{endpoint}"]
 devices: {cpu: 1}
 models: [{name: m, handler: "handlers:Reckoner"}]
 """
-CORRECT = "models: [{name: h, handler: 'my.module:Class'}]\n"
+CORRECT = "models: [{name: h, handler: 'json:JSONDecoder'}]\n"
 MULTITOWER = (sys.executable, "-m", "multitower")
 
 

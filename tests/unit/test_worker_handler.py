@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -147,8 +149,19 @@ def test_a_handler_that_declares_nothing_accepts_anything() -> None:
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
-        ("worker_test_missing:X", "cannot import 'worker_test_missing'"),
-        ("worker_test_needy:X", "cannot import 'a_package_that_nobody_has' for the handler worker_test_needy:X"),
+        (
+            "worker_test_missing:X",
+            "cannot import 'worker_test_missing'.* none of the folders .* has it: /cfg .the conf",
+        ),
+        (
+            "worker_test_needy:X",
+            "cannot import 'a_package_that_nobody_has' for the handler worker_test_needy:X: none of the folders that "
+            f"were searched has it: /cfg .the configuration's., .*{re.escape(os.path.dirname(os.__file__))}",
+        ),
+        (
+            "worker_test_handlers.inner:X",
+            "cannot import 'worker_test_handlers.inner'.*'worker_test_handlers' is not a p",
+        ),
         ("worker_test_handlers:Nothing", "has no Nothing"),
         ("worker_test_handlers:outer.Nothing", "has no outer.Nothing"),
         ("worker_test_handlers:instance", "is no class"),
@@ -163,7 +176,7 @@ def test_a_handler_that_declares_nothing_accepts_anything() -> None:
 )
 def test_the_error_says_why_a_class_cannot_be_a_handler(handler: str, message: str) -> None:
     with pytest.raises(LoadError, match=message):
-        HandlerModel(ModelSpec(name="m", handler=handler), ["cpu:0"])
+        HandlerModel(ModelSpec(name="m", handler=handler, module_folder="/cfg"), ["cpu:0"])
 
 
 def test_an_error_in_the_handlers_module_is_passed_on() -> None:

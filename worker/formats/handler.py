@@ -12,7 +12,7 @@ import numpy as np
 
 from multitower import tensors
 from multitower.errors import Reason, make
-from multitower.import_path import find_clashes
+from multitower.import_path import find_clashes, searched_folders
 from multitower.spec import ONLY_VERSION, ModelSpec, TensorReport, TowerReport
 from multitower.wire import MAX_RANK
 
@@ -49,7 +49,7 @@ class HandlerModel:
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
         assert spec.handler is not None  # the loader chose this format because of it
         _check_names(spec.handler, spec.module_folder)
-        self._handler = _import_class(spec.handler)()
+        self._handler = _import_class(spec.handler, spec.module_folder)()
         self._handler.load(list(devices), dict(spec.parameters))
         # Not before `load`: they may depend on the parameters.
         self.inputs = _read_declaration(self._handler, "inputs")
@@ -94,12 +94,16 @@ def _check_names(handler: str, folder: str | None) -> None:
         log_event(logging.WARNING, str(clash))
 
 
-def _import_class(name: str) -> Any:
+def _import_class(name: str, folder: str | None) -> Any:
     module_name, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise LoadError(f"cannot import {error.name!r} for the handler {name}") from error
+        what = f"cannot import {error.name!r} for the handler {name}"
+        if error.name is None or "." in error.name:
+            raise LoadError(f"{what}: {one_line(error)}") from error  # the package was found, or user code raised it
+        searched = searched_folders(folder)
+        raise LoadError(f"{what}: none of the folders that were searched has it: {searched}") from error
     for part in path.split("."):
         found = getattr(found, part, None)
         if found is None:
