@@ -6,8 +6,8 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
-use ::http::Version;
-use hyper::body::Incoming;
+use ::http::{HeaderValue, Method, Version, header};
+use hyper::body::{Body as _, Incoming};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -18,7 +18,7 @@ use super::dispatch::Dispatch;
 use super::own_wakes::OwnWakes;
 use super::refusal::WithRefusals;
 use super::watched::{OpenRequest, Watched, WatchedBody};
-use crate::http::RequestBody;
+use crate::http::{Body, RequestBody, Response};
 use crate::peeked::Peeked;
 use crate::settings::Limits;
 use crate::statistics::Unanswered;
@@ -129,6 +129,8 @@ impl Service<::http::Request<Incoming>> for Requests {
 
     fn call(&self, request: ::http::Request<Incoming>) -> Self::Future {
         let http2 = request.version() == Version::HTTP_2;
+        // hyper leaves out the body of answers to HEAD over HTTP/1.1 only.
+        let is_http2_head = http2 && request.method() == Method::HEAD;
         let open = OpenRequest::begin(self.activity.clone(), http2);
         let interface = self.dispatch.interface(&request);
         let unanswered = Unanswered::begin(self.dispatch.statistics().clone(), interface);
@@ -138,7 +140,16 @@ impl Service<::http::Request<Incoming>> for Requests {
             let held = dispatch.hold();
             let response = dispatch.answer(RequestBody::wrap(request, held.clone()), interface, &activity).await;
             let uncounted = unanswered.answer(&response);
+            let response = if is_http2_head { without_body(response) } else { response };
             Ok(response.map(|body| WatchedBody::new(body.counted(&held), open, uncounted)))
         })
     }
+}
+
+/// Leaves the body out. The headers stay as they would be with it, its length included.
+fn without_body(mut response: Response) -> Response {
+    if let Some(bytes) = response.body().size_hint().exact() {
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
+    }
+    response.map(|_| Body::Empty)
 }

@@ -362,3 +362,23 @@ async fn a_client_that_was_told_to_continue_may_send_its_whole_body() {
     let answers = String::from_utf8(answers).unwrap();
     assert!(answers.starts_with("HTTP/1.1 413 ") && answers.contains("HTTP/1.1 404 "), "{answers}");
 }
+
+#[tokio::test]
+async fn answers_to_head_have_no_body_over_http2_either() {
+    let server = Server::start();
+    let mut client = server.connect_http2().await.ready().await.unwrap();
+    let mut ask = |method: &str| {
+        let request = Request::builder().method(method).uri("http://m/v2/nosuch").body(()).unwrap();
+        client.send_request(request, true).unwrap().0
+    };
+    let (whole, head) = (ask("GET").await.unwrap(), ask("HEAD").await.unwrap());
+    assert_eq!(
+        (head.status(), head.headers().get("content-length")),
+        (whole.status(), whole.headers().get("content-length"))
+    );
+    assert!(head.headers().contains_key("content-length"));
+    let (mut whole, mut head) = (whole.into_body(), head.into_body());
+    assert!(!whole.data().await.unwrap().unwrap().is_empty());
+    let rest = timeout(Duration::from_secs(30), head.data()).await.unwrap();
+    assert!(rest.is_none(), "{rest:?}");
+}
