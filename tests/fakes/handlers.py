@@ -174,84 +174,6 @@ class Declared:
         return {"y": inputs["x"] * 2, "m": inputs["n"]}
 
 
-class OwnRefusal(InvalidRequest):
-    """A handler's own subclass, whose constructor has other arguments."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(Reason.SHAPE_INVALID, f"{field}: {message}", {"field": field})
-
-
-class Unprintable(Exception):
-    """Its text raises."""
-
-    def __str__(self) -> str:
-        raise RuntimeError("no words")
-
-
-class Commanded:
-    """Executes the command in the request's `do`; see `infer`."""
-
-    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
-        """Nothing to load."""
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        """Executes one command a request."""
-        command, _, argument = inputs["do"].reshape(-1)[0].decode().partition(" ")
-        if command == "raise":
-            raise RuntimeError(argument)
-        if command == "refuse":
-            # Details that no reply can carry: two keys that JSON makes one.
-            raise InvalidRequest(Reason.SHAPE_INVALID, argument, {1: "a", "1": "b" * 100_000})  # type: ignore[dict-item]
-        if command == "refuse_deep":
-            details: dict[str, Any] = {}
-            for _ in range(100_000):
-                details = {"in": details}
-            raise InvalidRequest(Reason.SHAPE_INVALID, argument, details)
-        if command == "refuse_own":
-            raise OwnRefusal("x", argument)
-        if command == "refuse_unknown":
-            error = InvalidRequest(Reason.SHAPE_INVALID, argument)
-            error.reason = "my_reason"
-            raise error
-        if command == "unprintable":
-            raise Unprintable
-        if command == "sys.exit":
-            sys.exit(int(argument))
-        if command == "segfault":
-            ctypes.string_at(0)
-        if command == "exit":
-            os._exit(int(argument))
-        if command == "stuck":
-            # In C code that lets no other thread of Python run.
-            while True:
-                ctypes.PyDLL(None).sleep(int(argument))
-        if command == "compute":
-            # The same, but it works.
-            until = time.process_time() + float(argument)
-            while time.process_time() < until:
-                sum(range(20_000_000))
-        if command == "sleep":
-            time.sleep(float(argument))
-        if command == "close_sockets":
-            # All of the process, as careless code that closes what it does not know. Then it computes.
-            for descriptor in os.listdir("/proc/self/fd"):
-                with contextlib.suppress(OSError):  # the folder's own
-                    if os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
-                        os.close(int(descriptor))
-            time.sleep(float(argument))
-        if command == "shout":
-            print(argument)
-            print(argument, file=sys.stderr)
-        if command == "fork":
-            # A helper that holds the descriptors of the worker.
-            subprocess.Popen(["sleep", argument], close_fds=False)
-        if command == "farewell":
-            # Time for the answer to leave, then the end.
-            threading.Timer(2 * float(argument), os._exit, (7,)).start()
-            time.sleep(float(argument))
-        return {"pid": np.array([os.getpid()], np.int64)}
-
-
 class Versioned:
     """Echoes, and returns the parameter `version` and its pid; each call takes `seconds`."""
 
@@ -445,41 +367,6 @@ class DeclaredReckoner(Reckoner):
     outputs = [{"name": "y", "datatype": "INT64", "shape": [-1, 1]}]
 
 
-class Nuisance(Commanded):
-    """Executes further commands, which harm the worker."""
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        """Executes one command a request."""
-        command, _, argument = inputs["do"].reshape(-1)[0].decode().partition(" ")
-        if command in ("hog", "hog-abort"):
-            self._hog(abort=command == "hog-abort")
-        if command == "flood":
-            threading.Thread(target=self._flood, args=(int(argument),), daemon=True).start()
-        return super().infer(inputs)
-
-    @staticmethod
-    def _hog(*, abort: bool) -> None:
-        """Allocates more memory than is allowed; with `abort` it aborts as C++ does, instead of raising."""
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        _, hard = limits = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (256 << 20), hard))
-        try:
-            np.ones(1 << 30)
-        except MemoryError:
-            if abort:
-                os.abort()
-            raise
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, limits)
-
-    @staticmethod
-    def _flood(size: int) -> None:
-        """Writes `size` bytes to stderr as fast as possible: many lines, and one that does not end."""
-        lines, endless = b"this line says nothing at all\n" * 2000, b"x" * 60_000
-        for number in range(size // 60_000):
-            os.write(2, endless if number % 2 else lines)
-
-
 class Fragile(DeclaredReckoner):
     """Fails as the file `fragile` beside it says: in `load`, or by crashing at each request (`infer`)."""
 
@@ -501,56 +388,6 @@ class Fragile(DeclaredReckoner):
         return file.read_text() if file.exists() else ""
 
 
-class Starter:
-    """Starts a helper process in the way that the request names, and returns its process id.
-
-    - `child`: as a child, in the worker's process group;
-    - `group`: in a process group of its own, as a shell with job control does;
-    - `session`: in a session of its own;
-    - `bare group`, `bare`: likewise, in a group or a session, with an empty environment;
-    - `daemon`: in a session of its own, with a parent that has ended;
-    - `bare daemon`: likewise, with an empty environment;
-    - `forked`: like `daemon`, but without starting a program, so it holds all descriptors of the worker.
-    """
-
-    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
-        """Nothing to load."""
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        """The process ids of the helper and of this worker."""
-        way = inputs["way"][0].decode()
-        reading, writing = os.pipe()
-        if way == "forked":
-            self._fork(writing)
-        else:
-            program = ["sh", "-c", "echo $$; exec sleep 1000"]
-            if way.endswith("daemon"):
-                program = ["sh", "-c", '"$@" & exit', "sh", *program]
-            more: dict[str, Any] = {"env": {}} if way.startswith("bare") else {}
-            if way.endswith("group"):
-                more["process_group"] = 0
-            elif way != "child":
-                more["start_new_session"] = True
-            helper = subprocess.Popen(program, stdout=writing, **more)
-            if way.endswith("daemon"):
-                helper.wait()
-        os.close(writing)
-        with open(reading) as file:
-            return {"pid": np.array([int(file.readline())]), "worker": np.array([os.getpid()])}
-
-    def _fork(self, writing: int) -> None:
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            helper = os.fork()
-            if helper == 0:
-                while True:
-                    time.sleep(1000)
-            os.write(writing, f"{helper}\n".encode())
-            os._exit(0)
-        os.waitpid(child, 0)
-
-
 class Asker:
     """Asks in the terminal, as `getpass` and debuggers do."""
 
@@ -563,10 +400,3 @@ class Asker:
             return {"answer": np.array([terminal.read(1)])}
 
 
-class StartingLoader(Starter):
-    """Starts a helper of each way in `ways` while it loads, and writes their process ids to `file`."""
-
-    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
-        """Starts the helpers."""
-        pids = [self.infer({"way": np.array([way.encode()])})["pid"][0] for way in parameters["ways"]]
-        Path(parameters["file"]).write_text(" ".join(map(str, pids)))
