@@ -22,7 +22,7 @@ ROUNDS = amount("MULTITOWER_CHAOS_KILLS", 20)
 SEED = amount("MULTITOWER_CHAOS_SEED", 3)
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV)
 WAYS = ("child", "group", "session", "bare group", "bare", "daemon", "forked")
-"""See `handlers.Starter`. A `bare daemon` is not told from those of the other workers that run."""
+"""See `starting_handlers.Starter`. A `bare daemon` is not told from those of the other workers that run."""
 
 FOUND_BY_THE_GUARDIAN = ("child", "group", "session", "daemon", "forked")
 
@@ -33,7 +33,7 @@ spares: 1
 heartbeat: 200ms
 restart: {max_restarts: 1000, window: 1s, backoff: {first: 10ms, max: 100ms}}
 models:
-  - {name: m, handler: "handlers:Starter"}
+  - {name: m, handler: "starting_handlers:Starter"}
 """
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300 + 10 * ROUNDS)]

@@ -35,7 +35,7 @@ restart: {{max_restarts: 1000, window: 1s, backoff: {{first: 10ms, max: 100ms}}}
 {more}
 models:
   - name: m
-    handler: handlers:{handler}
+    handler: {handler}
     {model}
 """
 
@@ -62,7 +62,10 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def test_a_model_that_uses_too_much_memory_costs_only_its_own_worker(tmp_path: Path) -> None:
-    with Running(tmp_path, config("Nuisance", spares=1)) as daemon, daemon.wait_ready().client() as client:
+    with (
+        Running(tmp_path, config("commanded_handlers:Nuisance", spares=1)) as daemon,
+        daemon.wait_ready().client() as client,
+    ):
         good = [client.submit("m", do("pid")) for _ in range(20)]
         with pytest.raises(ModelError, match="allocate"):
             client.infer("m", do("hog"))
@@ -80,7 +83,7 @@ def test_a_model_that_uses_too_much_memory_costs_only_its_own_worker(tmp_path: P
 
 
 def test_a_flood_of_stderr_delays_no_other_worker(tmp_path: Path) -> None:
-    with Running(tmp_path, config("Nuisance")) as daemon, daemon.wait_ready().client() as client:
+    with Running(tmp_path, config("commanded_handlers:Nuisance")) as daemon, daemon.wait_ready().client() as client:
         for _ in range(50):
             client.infer("m", do("pid"))
         process = psutil.Process(daemon.process.pid)
@@ -106,7 +109,7 @@ def test_a_flood_of_stderr_delays_no_other_worker(tmp_path: Path) -> None:
 
 def test_a_slow_loader_is_no_hang(tmp_path: Path) -> None:
     """Longer than many heartbeats: one sleeps, the other computes in C, which keeps its heartbeat from beating."""
-    text = config("Reckoner", workers=1, more="heartbeat: 100ms", model="parameters: {load_seconds: 1.5}")
+    text = config("handlers:Reckoner", workers=1, more="heartbeat: 100ms", model="parameters: {load_seconds: 1.5}")
     text += "  - {name: busy, handler: 'handlers:Reckoner', parameters: {load_seconds: 1, busy: true}}\n"
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         for model in ("m", "busy"):
@@ -116,7 +119,7 @@ def test_a_slow_loader_is_no_hang(tmp_path: Path) -> None:
 
 def test_several_workers_killed_at_once_and_while_they_load_come_back(tmp_path: Path) -> None:
     model = "parameters: {seconds: 0.01, load_seconds: 0.3}\n    batching: {max_batch_size: 4}\n    retry: 3"
-    text = config("DeclaredReckoner", spares=1, model=model)
+    text = config("handlers:DeclaredReckoner", spares=1, model=model)
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
 
         def kill(*pids: int) -> None:
@@ -155,7 +158,7 @@ def test_several_workers_killed_at_once_and_while_they_load_come_back(tmp_path: 
 
 def test_a_kill_during_a_drain_costs_no_answer(tmp_path: Path) -> None:
     """The only worker: what was accepted is answered by the one that follows it, though the daemon is stopping."""
-    text = config("DeclaredReckoner", workers=1, model="parameters: {seconds: 0.1}")
+    text = config("handlers:DeclaredReckoner", workers=1, model="parameters: {seconds: 0.1}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         accepted = [client.submit("m", {"x": np.array([[number]])}) for number in range(15)]
         daemon.wait(lambda: client.status()["models"][0]["queue"] > 0)
@@ -171,7 +174,7 @@ def test_a_kill_during_a_drain_costs_no_answer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["starting", "draining"])
 def test_no_process_outlives_a_parent_killed_while(stage: str, tmp_path: Path) -> None:
-    text = config("Reckoner", workers=3, spares=1, model="parameters: {seconds: 30}")
+    text = config("handlers:Reckoner", workers=3, spares=1, model="parameters: {seconds: 30}")
     with Running(tmp_path, text) as daemon:
         if stage == "starting":
             daemon.wait_line("worker started", slot=2)
@@ -190,7 +193,7 @@ def test_no_process_outlives_a_parent_killed_while(stage: str, tmp_path: Path) -
 def test_a_daemon_killed_during_a_replacement_leaves_no_process(tmp_path: Path, at: str) -> None:
     """In the middle of a reload under load: of a slot, two processes live, or one of them is leaving."""
     model = "parameters: {load_seconds: 0.5, seconds: 0.01}\n    batching: {max_batch_size: 4}"
-    text = config("DeclaredReckoner", workers=3, spares=1, model=model)
+    text = config("handlers:DeclaredReckoner", workers=3, spares=1, model=model)
     with (
         Running(tmp_path, text) as daemon,
         daemon.wait_ready().client(retries=0, timeout=STEP_S) as client,

@@ -1,3 +1,27 @@
+"""Handlers that do what a request commands, most of it harmful. Tests copy the file beside the configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multitower import InvalidRequest, Reason
+
+Arrays = dict[str, np.ndarray]
+Parameters = Mapping[str, Any]
+
+
 class OwnRefusal(InvalidRequest):
     """A handler's own subclass, whose constructor has other arguments."""
 
@@ -109,5 +133,3 @@ class Nuisance(Commanded):
         lines, endless = b"this line says nothing at all\n" * 2000, b"x" * 60_000
         for number in range(size // 60_000):
             os.write(2, endless if number % 2 else lines)
-
-

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-import resource
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from multitower import InvalidRequest, Reason
 
 Arrays = dict[str, np.ndarray]
 Parameters = Mapping[str, Any]
@@ -398,5 +391,3 @@ class Asker:
         """What is read from the terminal."""
         with open("/dev/tty", "r+b", buffering=0) as terminal:
             return {"answer": np.array([terminal.read(1)])}
-
-

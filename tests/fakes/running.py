@@ -23,13 +23,21 @@ from multitower import Client
 
 Found = TypeVar("Found")
 
-HANDLERS = Path(__file__).parent / "handlers.py"
+HANDLERS = ("handlers.py", "commanded_handlers.py", "starting_handlers.py")
+"""Files of this folder with handlers that tests serve."""
+
 START_S = 240.0
 """Seconds within which a daemon starts, and a worker is replaced. Where the cores are slow, and other tests use them,
 each import of TensorFlow takes a minute."""
 
 STEP_S = 60.0
 """Seconds within which anything else happens."""
+
+
+def copy_handlers(folder: Path) -> None:
+    """Puts the handlers that tests serve into the folder of a configuration."""
+    for name in HANDLERS:
+        (folder / name).write_text(Path(__file__).with_name(name).read_text())
 
 
 class Running:
@@ -60,7 +68,7 @@ class Running:
         self._sockets = tempfile.TemporaryDirectory(prefix="mt-")
         self.endpoint = f"ipc://{self._sockets.name}/front.sock"
         self.runtime_dir = runtime_dir or Path(self._sockets.name, "run")
-        (folder / "handlers.py").write_text(HANDLERS.read_text())
+        copy_handlers(folder)
         self.config = folder / "config.yaml"
         self.config.write_text(config.replace("{endpoint}", self.endpoint))
         self.lines: list[dict[str, Any]] = []

@@ -1,3 +1,20 @@
+"""Handlers that start processes. Tests copy the file beside the configuration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+Parameters = Mapping[str, Any]
+
+
 class Starter:
     """Starts a helper process in the way that the request names, and returns its process id.
 

@@ -23,7 +23,7 @@ from asker import NO_ANSWER, NOT_ANSWERED_S, Asker
 from attacked_daemon import GRPC, HTTP, INTERFACES, MT1, SERVICES, Locked
 from gateway_grpc import PREDICTION, TRITON, grpc, message
 from made_security import Keys, make_keys, make_security
-from running import STEP_S, Running
+from running import STEP_S, Running, copy_handlers
 
 from multitower import wire
 from multitower.bearer_tokens import new_token
@@ -451,7 +451,7 @@ def test_an_empty_secret_is_a_start_failure(
 ) -> None:
     make_security(tmp_path, [{"name": "x", "roles": ["infer"]}])
     (tmp_path / "config.yaml").write_text(locked.daemon.config.read_text())
-    (tmp_path / "handlers.py").write_text((locked.daemon.config.parent / "handlers.py").read_text())
+    copy_handlers(tmp_path)
     monkeypatch.chdir(tmp_path)
     load("config.yaml", environment={})
     (tmp_path / name).write_text(content)

@@ -32,7 +32,7 @@ spares: 0
 gateway: {http: "127.0.0.1:*"}
 models:
   - {name: echo, handler: "handlers:Echo"}
-  - {name: commanded, handler: "handlers:Commanded"}
+  - {name: commanded, handler: "commanded_handlers:Commanded"}
 """
 
 pytestmark = pytest.mark.skipif(bool(foreign.gateway_missing()), reason=str(foreign.gateway_missing()))

@@ -24,7 +24,7 @@ models:
   - {name: echo, handler: "handlers:Echo"}
   - {name: declared, handler: "handlers:Declared", batching: {max_batch_size: 8}}
   - {name: reckoner, handler: "handlers:DeclaredReckoner", batching: {max_batch_size: 8}}
-  - {name: commanded, handler: "handlers:Commanded"}
+  - {name: commanded, handler: "commanded_handlers:Commanded"}
   - {name: patient, handler: "handlers:Patient"}
 """
 

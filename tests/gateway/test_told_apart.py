@@ -43,7 +43,7 @@ models:
     handler: "handlers:Sleeper"
     parameters: {seconds: 0.02, slow: 1, factor: 8}
     batching: {max_batch_size: 1}
-  - {name: commanded, handler: "handlers:Commanded"}
+  - {name: commanded, handler: "commanded_handlers:Commanded"}
 """
 
 WATCH = """

@@ -41,7 +41,7 @@ ONE_WORKER = config(
 TWO_WORKERS = config(
     2,
     equal="parameters: {seconds: 0.004}, batching: {max_batch_size: 8}",
-    commanded="handler: handlers:Commanded",
+    commanded="handler: commanded_handlers:Commanded",
     small_batches="parameters: {seconds: 0.02}, batching: {max_batch_size: 4}",
     batches="parameters: {seconds: 0.02}, batching: {max_batch_size: 8}",
 )

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner, Result
-from running import HANDLERS, Running
+from running import Running, copy_handlers
 from waiting import wait_for
 
 from multitower.cli import commands
@@ -304,7 +304,7 @@ def private(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    (tmp_path / "handlers.py").write_text(HANDLERS.read_text())
+    copy_handlers(tmp_path)
     path = tmp_path / "config.yaml"
     model = '{name: m, handler: "handlers:Sleeper", parameters: {seconds: 0.02}}'
     path.write_text(f"listen: ['ipc://{tmp_path}/none.sock']\ndevices: {{cpu: 2}}\nmodels: [{model}]\n")

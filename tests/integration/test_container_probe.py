@@ -18,7 +18,7 @@ listen: ["{endpoint}"]
 devices: {cpu: 1}
 spares: 0
 models:
-  - {name: m, handler: "handlers:Starter"}
+  - {name: m, handler: "starting_handlers:Starter"}
   - {name: missing, path: missing}
 """
 

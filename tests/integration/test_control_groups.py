@@ -17,7 +17,7 @@ from running import STEP_S, Running, outliving
 from multitower import Client
 
 WAYS = ("child", "group", "session", "bare group", "bare", "daemon", "bare daemon", "forked")
-"""See `handlers.Starter`."""
+"""See `starting_handlers.Starter`."""
 
 CONFIG = """
 listen: ["{endpoint}"]
@@ -25,7 +25,7 @@ devices: {cpu: 2}
 spares: 0
 restart: {max_restarts: 1000, window: 1s, backoff: {first: 10ms, max: 100ms}}
 models:
-  - {name: m, handler: "handlers:Starter"}
+  - {name: m, handler: "starting_handlers:Starter"}
 """
 
 WITH_STRANGERS = ("sh", "-c", 'sleep 1000 2>/dev/null & exec "$@"', "sh")

@@ -23,7 +23,7 @@ spares: 0
 models:
   - {name: good, handler: "handlers:Echo"}
   - {name: unsendable_batch, handler: "handlers:Echo"}
-  - {name: commanded, handler: "handlers:Commanded"}
+  - {name: commanded, handler: "commanded_handlers:Commanded"}
 """
 
 PROGRAM = """

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from running import HANDLERS, STEP_S, Running, multitower, outliving
+from running import STEP_S, Running, copy_handlers, multitower, outliving
 from small_disk import new_mounts, why_not
 
 from multitower import Client
@@ -23,7 +23,7 @@ from multitower.supervisor.workers import guardian_process
 from multitower.supervisor.workers.guardian_process import kill, kill_rest, read_process
 
 WAYS = ("child", "group", "session", "bare group", "bare", "daemon", "bare daemon", "forked")
-"""See `handlers.Starter`."""
+"""See `starting_handlers.Starter`."""
 
 FOUND_BY_THE_GUARDIAN = ("child", "group", "session", "daemon", "forked")
 """The others leave neither their process group nor their environment to be recognized by."""
@@ -41,7 +41,7 @@ spares: 0
 restart: {{max_restarts: 1000, window: 1s, backoff: {{first: 10ms, max: 100ms}}}}
 {more}
 models:
-  - {{name: m, handler: "handlers:Starter"}}
+  - {{name: m, handler: "starting_handlers:Starter"}}
 """
 
 
@@ -202,7 +202,7 @@ def test_a_guardian_that_cannot_be_started_is_tried_less_and_less_often(
 
 def test_what_a_handler_starts_while_doctor_loads_it_ends_with_doctor(tmp_path: Path) -> None:
     file = tmp_path / "pids"
-    (tmp_path / "handlers.py").write_text(HANDLERS.read_text())
+    copy_handlers(tmp_path)
     text = config().replace("{endpoint}", f"ipc://{tmp_path}/f")
     text = text.replace('Starter"', f'StartingLoader", parameters: {{ways: {list(WAYS)}, file: {file}}}')
     (tmp_path / "config.yaml").write_text(text)

@@ -25,7 +25,7 @@ listen: ["{endpoint}"]
 devices: {cpu: 1}
 spares: 0
 models:
-  - {name: m, handler: "handlers:Starter"}
+  - {name: m, handler: "starting_handlers:Starter"}
 """
 
 ENDED_BY_SIGTERM = 128 + signal.SIGTERM
@@ -121,7 +121,7 @@ def test_it_ends_what_workers_started_and_reaps_what_it_inherits_but_does_not_ki
 
 def test_sigterm_while_a_model_loads_ends_all_processes(tmp_path: Path) -> None:
     """Nothing is served yet, and the worker is in the handler's code: the daemon does not wait for it."""
-    loading = CONFIG.replace("handlers:Starter", "handlers:SlowLoader")
+    loading = CONFIG.replace("starting_handlers:Starter", "handlers:SlowLoader")
     loading = loading.replace('SlowLoader"', 'SlowLoader", parameters: {seconds: 1000}')
     with Running(tmp_path, loading, inside=INSIDE) as daemon:
         with daemon.client() as client:
@@ -135,10 +135,12 @@ def test_sigterm_while_a_model_loads_ends_all_processes(tmp_path: Path) -> None:
 
 def test_it_ends_at_once_with_a_model_that_sleeps_in_load_and_what_another_one_has_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    starter = '{name: s, handler: "handlers:StartingLoader", parameters: {ways: [session, daemon], file: FILE}}'
+    starter = (
+        '{name: s, handler: "starting_handlers:StartingLoader", parameters: {ways: [session, daemon], file: FILE}}'
+    )
     sleeper = '{name: m, handler: "handlers:BadLoader", parameters: {way: sleep}}'
     models = f"  - {starter.replace('FILE', str(pids))}\n  - {sleeper}\n"
-    text = CONFIG.replace('  - {name: m, handler: "handlers:Starter"}\n', models) + "drain_timeout: 1h\n"
+    text = CONFIG.replace('  - {name: m, handler: "starting_handlers:Starter"}\n', models) + "drain_timeout: 1h\n"
     with Running(tmp_path, text, inside=INSIDE) as daemon:
         daemon.wait_line("worker started")
         daemon.wait(lambda: daemon.slot()["step"] == "loading m version 1")

@@ -25,10 +25,10 @@ spares: 0
 heartbeat: 200ms
 restart: {max_restarts: 1000, window: 1s, backoff: {first: 10ms, max: 100ms}}
 models:
-  - {name: m, handler: "handlers:Commanded", max_execution_time: 60s, queue: {timeout: 60s}}
-  - {name: untried, handler: "handlers:Commanded", max_execution_time: 30s, retry: 0}
-  - {name: late, handler: "handlers:Commanded", max_execution_time: 2s}
-  - {name: batched, handler: "handlers:Commanded", max_execution_time: 1s, batching: {max_batch_size: 32}}
+  - {name: m, handler: "commanded_handlers:Commanded", max_execution_time: 60s, queue: {timeout: 60s}}
+  - {name: untried, handler: "commanded_handlers:Commanded", max_execution_time: 30s, retry: 0}
+  - {name: late, handler: "commanded_handlers:Commanded", max_execution_time: 2s}
+  - {name: batched, handler: "commanded_handlers:Commanded", max_execution_time: 1s, batching: {max_batch_size: 32}}
 """
 
 
@@ -45,7 +45,7 @@ devices: {cpu: 2}
 spares: 0
 heartbeat: 200ms
 models:
-  - {name: m, handler: "handlers:Commanded", max_execution_time: 1s}
+  - {name: m, handler: "commanded_handlers:Commanded", max_execution_time: 1s}
 """
 
 
@@ -58,7 +58,7 @@ def seen(daemon: Running) -> int:
 def handler_is_in_stacks(daemon: Running, seen: int, **fields: object) -> bool:
     """Whether a line of the handler is in the stacks that a worker writes next: one entry of the log."""
     line = daemon.wait_line("Thread 0x", after=seen, **fields)
-    file = daemon.config.with_name("handlers.py")
+    file = daemon.config.with_name("commanded_handlers.py")
     return line["level"] == "error" and f'\n  File "{file}", line ' in line["message"]
 
 

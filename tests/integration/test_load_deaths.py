@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from running import HANDLERS, Running, multitower
+from running import Running, copy_handlers, multitower
 
 from multitower import Client
 
@@ -52,7 +52,7 @@ def test_batches_stay_below_the_rows_that_killed_a_worker_in_its_warm_up(tmp_pat
 
 def test_doctor_finds_the_rows_that_kill_a_worker_in_its_warm_up(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=np.array([[1], [2]], np.float32))
-    (tmp_path / "handlers.py").write_text(HANDLERS.read_text())
+    copy_handlers(tmp_path)
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.replace("{endpoint}", "tcp://127.0.0.1:5999").replace("ROWS", "300"))
     command = [sys.executable, "-m", "multitower", "doctor", "--json", str(config)]

@@ -27,7 +27,7 @@ models:
   - {name: sleeps, handler: "handlers:BadLoader", parameters: {way: sleep}, load_timeout: 1s}
   - {name: computes, handler: "handlers:BadLoader", parameters: {way: compute}, load_timeout: 1s}
   - {name: aborts, handler: "handlers:BadLoader", parameters: {way: abort}}
-  - {name: leaks, handler: "handlers:StartingLoader", parameters: {ways: [child, session], file: FILE}}
+  - {name: leaks, handler: "starting_handlers:StartingLoader", parameters: {ways: [child, session], file: FILE}}
   - {name: good, handler: "handlers:Echo"}
 """
 LATE = '  - {name: late, handler: "handlers:BadLoader", parameters: {way: wait_in_native_code}, load_timeout: 60s}\n'

@@ -25,7 +25,7 @@ devices: {cpu: 2}
 spares: 0
 models:
   - {name: m, handler: "handlers:Versioned", parameters: {version: 1}, batching: {max_batch_size: 8}}
-  - {name: commanded, handler: "handlers:Commanded", batching: {max_batch_size: 1}}
+  - {name: commanded, handler: "commanded_handlers:Commanded", batching: {max_batch_size: 1}}
 """
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]

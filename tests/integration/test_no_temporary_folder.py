@@ -17,7 +17,7 @@ CONFIG = """
 listen: ["tcp://127.0.0.1:*"]
 devices: {cpu: 1}
 models:
-  - {name: m, handler: "handlers:Starter"}
+  - {name: m, handler: "starting_handlers:Starter"}
 """
 
 READ_ONLY = """

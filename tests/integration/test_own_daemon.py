@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running import HANDLERS, START_S, STEP_S, outliving
+from running import START_S, STEP_S, copy_handlers, outliving
 
 from multitower import Client
 from multitower.tools import daemon
@@ -100,7 +100,7 @@ sys.exit(serve_in_foreground(Path(sys.argv[1])))
 def test_a_daemon_in_the_foreground_ends_with_the_tool_that_started_it(
     tmp_path: Path, tmp_socket: str, number: signal.Signals
 ) -> None:
-    (tmp_path / "handlers.py").write_text(HANDLERS.read_text())
+    copy_handlers(tmp_path)
     config = tmp_path / "config.yaml"
     run = Path(tmp_socket.removeprefix("ipc://")).parent / "run"
     listen = f"listen: ['{tmp_socket}']\nruntime_dir: {run}\ndevices: {{cpu: 1}}\nspares: 0\n"

@@ -20,7 +20,7 @@ listen: ["{endpoint}"]
 devices: {cpu: 2}
 spares: 1
 models:
-  - {name: m, handler: "handlers:Starter"}
+  - {name: m, handler: "starting_handlers:Starter"}
 """
 
 setproctitle = pytest.importorskip("setproctitle", reason="titles need the package setproctitle")

@@ -31,7 +31,7 @@ devices: {cpu: 1}
 spares: 0
 models:
   - {name: echo, handler: "handlers:Echo", batching: {max_batch_size: 8}}
-  - {name: commanded, handler: "handlers:Commanded"}
+  - {name: commanded, handler: "commanded_handlers:Commanded"}
 """
 
 

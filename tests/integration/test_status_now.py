@@ -20,7 +20,7 @@ devices: {cpu: 1}
 spares: 0
 models:
   - {name: patient, handler: "handlers:Patient", batching: {max_batch_size: 1}, queue: {max_size: 2, timeout: 60s}}
-  - {name: broken, handler: "handlers:Commanded"}
+  - {name: broken, handler: "commanded_handlers:Commanded"}
 """
 
 

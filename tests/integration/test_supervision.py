@@ -41,8 +41,8 @@ devices: {cpu: 1}
 spares: 0
 restart: {max_restarts: 1000, window: 1s, backoff: {first: 10ms, max: 100ms}}
 models:
-  - {name: m, handler: "handlers:Commanded"}
-  - {name: untried, handler: "handlers:Commanded", retry: 0, quarantine: 0}
+  - {name: m, handler: "commanded_handlers:Commanded"}
+  - {name: untried, handler: "commanded_handlers:Commanded", retry: 0, quarantine: 0}
 """
 
 

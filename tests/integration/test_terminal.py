@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from running import HANDLERS, START_S, STEP_S, outliving
+from running import START_S, STEP_S, copy_handlers, outliving
 
 from multitower import Client, ModelError
 
@@ -23,14 +23,14 @@ runtime_dir: {folder}/run
 devices: {cpu: 1}
 spares: 0
 models:
-  - {name: m, handler: "handlers:Starter"}
+  - {name: m, handler: "starting_handlers:Starter"}
   - {name: slow, handler: "handlers:Sleeper", parameters: {seconds: 2}}
   - {name: asker, handler: "handlers:Asker"}
 """
 
 
 def command(folder: Path) -> list[str]:
-    (folder / "handlers.py").write_text(HANDLERS.read_text())
+    copy_handlers(folder)
     (folder / "config.yaml").write_text(CONFIG.replace("{folder}", str(folder)))
     return [sys.executable, "-m", "multitower", "serve", str(folder / "config.yaml")]
 

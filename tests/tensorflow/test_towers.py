@@ -119,7 +119,7 @@ models:
     queue: {timeout: 10m}
     max_execution_time: 10m
   - {name: whole, path: parallel, placement: as_saved}
-  - {name: handled, handler: "handlers:Commanded"}
+  - {name: handled, handler: "commanded_handlers:Commanded"}
 """
 
 
