@@ -154,8 +154,8 @@ class Reload:
                 slot.load_deaths.forget(self._model)
         self._order.on_defect = self._abandon
         router, new = self._router, self._new
-        for name, limits in new.limits.items():
-            router.models.set_model(name, limits, new.timeouts[name])
+        self._apply_limits(new)
+        for name in new.limits:
             # A label that moves stands for its former version until all slots have loaded the new one.
             both = (self._old.labels.get(name, {}), new.labels.get(name, {}))
             labels = {label: [labels[label] for labels in both if label in labels] for label in both[0] | both[1]}
@@ -164,8 +164,6 @@ class Reload:
             router.models.close_model(name)
         for name in router.scheduler.unloaded_models & _names(new.worker_settings.models):
             router.models.open_model(name)
-        router.scheduler.set_dispatch(new.dispatch)
-        router.unread.set_limits(new.config.max_unread_bytes, new.config.unread_timeout)
         router.models.to_remove = set(self._old.limits) - set(new.limits)
         # Until slots have the new models, workers that are restarted load the old ones.
         self._manager.apply_settings(
@@ -224,6 +222,9 @@ class Reload:
 
     def _finish(self, error: str | None) -> None:
         old, new = self._old, self._new
+        if error is not None:
+            self._apply_limits(self._settings.current)
+            self._manager.apply_settings(self._settings.current.worker_settings)
         self._settle_models(new if error is None else old)
         if error is None:
             known = old.worker_settings.models
@@ -274,8 +275,17 @@ class Reload:
     def _restore(self) -> None:
         settings = self._settings.current
         self._router.models.to_remove = set()
+        self._apply_limits(settings)
         self._manager.apply_settings(settings.worker_settings)
         self._settle_models(settings)
+
+    def _apply_limits(self, settings: Settings) -> None:
+        """Applies what concerns the router: limits of models and of unread replies, and the choice of workers."""
+        router = self._router
+        for name, limits in settings.limits.items():
+            router.models.set_model(name, limits, settings.timeouts[name])
+        router.scheduler.set_dispatch(settings.dispatch)
+        router.unread.set_limits(settings.config.max_unread_bytes, settings.config.unread_timeout)
 
     def _settle_models(self, settings: Settings) -> None:
         """Makes the router's models those of the settings and of the slots, and removes all others."""

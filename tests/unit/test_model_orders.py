@@ -381,6 +381,22 @@ def test_orders_are_carried_out_one_after_the_other(daemon: DaemonScene) -> None
     assert (daemon.loads(), daemon.specs(0)) == (["n", ""], [("n", 1)])
 
 
+def test_a_reload_that_fails_leaves_limits_as_they_were(daemon: DaemonScene) -> None:
+    router, settings = daemon.scene.router, daemon.operations.settings
+    daemon.carry_out("reload")
+    before = settings.current
+    daemon.configure(m=2, more="dispatch: least_depth\nrestart: {max_restarts: 1}\nmax_unread_bytes: 2MiB")
+    daemon.give("reload")
+    assert (router.scheduler.pool.rule, router.unread.limit) == ("least_depth", 2 << 20)
+    daemon.scene.report(daemon.scene.next_process(0), "failed", "m: no weights")
+    daemon.scene.settle()
+    assert error_of(daemon.answers[-1])[0] == Reason.ORDER_FAILED
+    assert settings.current is before
+    assert router.scheduler.pool.rule == before.dispatch != "least_depth"
+    assert router.unread.limit == before.config.max_unread_bytes != 2 << 20
+    assert daemon.scene.manager.settings.policy == before.worker_settings.policy
+
+
 def test_a_hanging_call_does_not_keep_a_reload_from_removing_its_model(tmp_path: Path) -> None:
     daemon = DaemonScene(tmp_path, [("m", "n")])
     scene = daemon.scene
