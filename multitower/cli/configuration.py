@@ -15,6 +15,7 @@ from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower.supervisor.config.config import Config
+    from multitower.supervisor.config.models import ModelConfig
 
 
 @click.command()
@@ -131,6 +132,17 @@ def _models(config: Config) -> Iterator[str]:
             where += f", version{'s' if len(versions) > 1 else ''} {chosen}"
         on = "" if model.devices == "all" else f", on {', '.join(map(str, model.devices))}"
         yield f"{model.name:{width}}  {where}{on}"
+        if ignored := _keys_without_effect(model):
+            effect = "have no effect" if len(ignored) > 1 else "has no effect"
+            yield f"note: {model.name}: max_batch_size is 0, so {', '.join(ignored)} {effect}"
+
+
+def _keys_without_effect(model: ModelConfig) -> list[str]:
+    """The keys of a model's `batching` that were set although its requests run unbatched."""
+    batching = model.batching
+    if batching is None or batching.max_batch_size:
+        return []
+    return [key for key in ("pad_variable_length_inputs", "trust", "max_queue_delay") if getattr(batching, key)]
 
 
 def _limits(config: Config) -> Iterator[str]:

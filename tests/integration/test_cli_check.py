@@ -206,3 +206,22 @@ def test_a_file_that_may_not_be_read_names_the_user(folder: Path) -> None:
         done = without_privileges.run(["-m", "multitower", *command, str(folder / "x.yaml")])
         assert "x.yaml: cannot be read: Permission denied" in done.stderr
         assert done.returncode == (Exit.TEMPORARY if command == ["serve"] else Exit.CONFIG)
+
+
+def test_keys_that_need_batches_are_noted_where_there_are_none(folder: Path) -> None:
+    for batching, note in (
+        ("{max_batch_size: 0, max_queue_delay: 5ms}", "max_batch_size is 0, so max_queue_delay has no effect"),
+        (
+            "{max_batch_size: 0, trust: true, pad_variable_length_inputs: true}",
+            "max_batch_size is 0, so pad_variable_length_inputs, trust have no effect",
+        ),
+        ("{max_batch_size: 0}", None),
+        ("{max_queue_delay: 5ms, trust: true}", None),
+    ):
+        (folder / "x.yaml").write_text(
+            TEXT.replace("    path: digits\n", f"    path: digits\n    batching: {batching}\n")
+        )
+        done = check(folder, "x.yaml")
+        assert done.returncode == Exit.OK
+        assert (f"note: digits: {note}" if note else "is correct") in done.stdout
+        assert ("note:" in done.stdout) == bool(note)
