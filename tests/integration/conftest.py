@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from asker import Asker, Closing
@@ -36,3 +38,12 @@ def closing() -> Iterator[Closing]:
     yield keep
     for asker in made:
         asker.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """Stands for a service manager: the socket `notify`, to which a daemon sends its state."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(WAIT_S)
+        yield listening

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from running import STEP_S, Running
+from status_rows import model_row
 
 from multitower import Client, DeadlineExceeded, ModelError, Overloaded
 
@@ -57,11 +58,6 @@ def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with Running(tmp_path_factory.mktemp("two"), TWO_WORKERS) as daemon:
         yield daemon.wait_ready()
-
-
-def model(client: Client, name: str) -> dict[str, Any]:
-    """A model's row of the status."""
-    return next(row for row in client.status()["models"] if row["name"] == name)
 
 
 def closed_loop(client: Client, name: str, requests: int, outstanding: int) -> float:
@@ -151,10 +147,10 @@ def test_a_request_with_another_shape_is_not_overtaken(one_worker: Running) -> N
 def test_status_tells_that_a_model_has_no_batch_dimension(one_worker: Running) -> None:
     daemon = one_worker
     with daemon.client() as client:
-        assert model(client, "total")["unbatched_because"] is None
+        assert model_row(client, "total")["unbatched_because"] is None
         futures = [client.submit("total", {"x": np.array([n, n], np.int64)}) for n in range(40)]
         assert [future.result(STEP_S)["sum"].tolist() for future in futures] == [[2 * n] for n in range(40)]
-        state = model(client, "total")
+        state = model_row(client, "total")
         assert "rows gave outputs of the shapes 'sum' [1]" in state["unbatched_because"]
         assert client.infer("total", {"x": np.ones(20, np.int64)})["sum"].tolist() == [20], "it is not split"
         # The next worker is not asked again: the first batch of several requests would show it anew.
@@ -163,7 +159,7 @@ def test_status_tells_that_a_model_has_no_batch_dimension(one_worker: Running) -
         daemon.wait(lambda: client.status()["slots"][0]["pid"] not in (None, pid))
         daemon.wait_ready()
         assert client.infer("total", {"x": np.ones(20, np.int64)})["sum"].tolist() == [20]
-        assert model(client, "total")["unbatched_because"] == state["unbatched_because"]
+        assert model_row(client, "total")["unbatched_because"] == state["unbatched_because"]
         assert [line["message"] for line in daemon.lines].count("model runs unbatched") == 1
 
 
@@ -183,7 +179,7 @@ def test_short_unbatched_requests_share_messages_but_not_their_errors(two_worker
         (statistics,) = (each for each in client.statistics()["model_stats"] if each["name"] == "commanded")
         assert statistics["execution_count"] == 2600
         assert statistics["inference_stats"]["fail"]["count"] == 2000 - commands.count("nothing")
-        row = model(client, "commanded")
+        row = model_row(client, "commanded")
         assert (row["batches"], row["batch_rows"]) == (2600, 2600)
 
 
@@ -191,7 +187,7 @@ def test_batches_grow_while_all_workers_are_busy(one_worker: Running) -> None:
     with one_worker.client() as client:
         futures = [client.submit("growing", {"x": np.array([[n]], np.int32)}) for n in range(64)]
         assert [int(future.result(STEP_S)["x"][0, 0]) for future in futures] == list(range(64))
-        row = model(client, "growing")
+        row = model_row(client, "growing")
         assert row["completed"] == 64
         assert row["rows"] == 64
         assert row["batches"] < 20
@@ -206,7 +202,7 @@ def test_a_request_larger_than_a_batch_is_split_over_workers(two_workers: Runnin
         assert np.array_equal(answer["x"], rows)
         assert [name.decode() for name in answer["name"]] == names.tolist()
         assert min(completed(client, before)) > 0
-        assert model(client, "small_batches")["batches"] >= 13
+        assert model_row(client, "small_batches")["batches"] >= 13
 
 
 def test_small_requests_are_answered_during_a_large_one(two_workers: Running) -> None:
@@ -269,9 +265,9 @@ def test_a_cancelled_request_is_not_run(one_worker: Running) -> None:
         running = client.submit("slow", {"x": np.zeros(1)})
         daemon.wait(lambda: client.status()["slots"][0]["depth"] == 1)
         waiting = client.submit("slow", {"x": np.zeros(1)})
-        daemon.wait(lambda: model(client, "slow")["queue"] == 1)
+        daemon.wait(lambda: model_row(client, "slow")["queue"] == 1)
         assert waiting.cancel()
-        daemon.wait(lambda: model(client, "slow")["queue"] == 0)
+        daemon.wait(lambda: model_row(client, "slow")["queue"] == 0)
         running.result(STEP_S)
         assert completed(client, before) == [1]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from running import STEP_S, Running
+from status_rows import model_row
 
 from multitower import Client
 
@@ -42,10 +43,6 @@ models:
 """
 
 
-def state(client: Client, model: str) -> dict[str, object]:
-    return next(entry for entry in client.status()["models"] if entry["name"] == model)
-
-
 def ask(client: Client, model: str, rows: list[int]) -> None:
     """Sends requests all at once, of so many rows each, and compares their answers with those of single calls."""
     rng = np.random.default_rng(len(rows))
@@ -61,17 +58,20 @@ def test_a_handler_whose_rows_influence_each_other_runs_unbatched(tmp_path: Path
     np.savez(tmp_path / "rows.npz", x=np.float32([1, 2, 3, 4]))
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         found = "the values of output 'y' in a row depend on the other rows of the batch"
-        assert state(client, "recorded")["unbatched_because"] == found
+        assert model_row(client, "recorded")["unbatched_because"] == found
         ask(client, "recorded", [1, 20, 3] * 10)
-        assert "first batches of requests" in str(state(client, "share")["unverified_because"])
+        assert "first batches of requests" in str(model_row(client, "share")["unverified_because"])
         # The first is larger than a batch: it is split, and then starts again as a whole.
         ask(client, "share", [20, 1, 2, 1, 3, 1] * 20)
-        assert (state(client, "share")["unbatched_because"], state(client, "share")["max_batch_size"]) == (found, 0)
-        assert state(client, "share")["unverified_because"] is None
+        assert (model_row(client, "share")["unbatched_because"], model_row(client, "share")["max_batch_size"]) == (
+            found,
+            0,
+        )
+        assert model_row(client, "share")["unverified_because"] is None
         ask(client, "double", [1, 2, 20] * 20)
-        assert state(client, "double")["unbatched_because"] is None
-        assert state(client, "double")["unverified_because"] is None
-        assert "trust" in str(state(client, "trusted")["unverified_because"])
+        assert model_row(client, "double")["unbatched_because"] is None
+        assert model_row(client, "double")["unverified_because"] is None
+        assert "trust" in str(model_row(client, "trusted")["unverified_because"])
         assert client.infer("trusted", {"x": np.float32([1, 2])})["y"].tolist() == [0.5, 1.0]
         # The next workers know it from their start.
         pids = [slot["pid"] for slot in client.status()["slots"]]
@@ -79,8 +79,8 @@ def test_a_handler_whose_rows_influence_each_other_runs_unbatched(tmp_path: Path
             os.kill(pid, signal.SIGKILL)
         daemon.wait(lambda: not {slot["pid"] for slot in client.status()["slots"]} & {*pids, None})
         daemon.wait_ready()
-        assert state(client, "share")["unbatched_because"] == found
-        assert state(client, "double")["unverified_because"] is None
+        assert model_row(client, "share")["unbatched_because"] == found
+        assert model_row(client, "double")["unverified_because"] is None
         ask(client, "share", [1, 20, 3] * 10)
         lines = [line for line in daemon.lines if line["message"] == "model runs unbatched"]
         assert sorted(line["model"] for line in lines) == ["recorded", "share"]
@@ -103,4 +103,4 @@ def test_a_recorded_request_that_padding_changes_is_logged(tmp_path: Path) -> No
     np.savez(tmp_path / "rows.npz", x=np.float32([[1, 2, 3], [5, 6, 9]]))
     with Running(tmp_path, PADDED) as daemon, daemon.wait_ready().client() as client:
         daemon.wait(lambda: "changes the values of output 'y'" in daemon.text())
-        assert state(client, "padded")["unbatched_because"] is None
+        assert model_row(client, "padded")["unbatched_because"] is None

@@ -7,14 +7,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
 from control_group import ControlGroup
 from delegated_cgroup import control_group
 from running import STEP_S, Running, outliving
-
-from multitower import Client
+from started_helpers import start_helper
 
 WAYS = ("child", "group", "session", "bare group", "bare", "daemon", "bare daemon", "forked")
 """See `starting_handlers.Starter`."""
@@ -36,12 +33,6 @@ WITH_STRANGERS = ("sh", "-c", 'sleep 1000 2>/dev/null & exec "$@"', "sh")
 def group() -> Iterator[ControlGroup]:
     with control_group() as made:
         yield made
-
-
-def start_helper(client: Client, way: str) -> tuple[psutil.Process, int]:
-    """Lets a worker start a helper; returns that and the process id of the worker."""
-    answer = client.infer("m", {"way": np.array([way])})
-    return psutil.Process(int(answer["pid"][0])), int(answer["worker"][0])
 
 
 def workers(daemon: Running) -> list[int]:

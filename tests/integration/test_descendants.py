@@ -11,11 +11,11 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 from running import STEP_S, Running, copy_handlers, multitower, outliving
 from small_disk import new_mounts, why_not
+from started_helpers import start_helper
 
 from multitower import Client
 from multitower.supervisor.workers import guardian as guardian_module
@@ -43,12 +43,6 @@ restart: {{max_restarts: 1000, window: 1s, backoff: {{first: 10ms, max: 100ms}}}
 models:
   - {{name: m, handler: "starting_handlers:Starter"}}
 """
-
-
-def start_helper(client: Client, way: str) -> tuple[psutil.Process, int]:
-    """Lets a worker start a helper; returns that and the process id of the worker."""
-    answer = client.infer("m", {"way": np.array([way])})
-    return psutil.Process(int(answer["pid"][0])), int(answer["worker"][0])
 
 
 def start_helpers(client: Client, ways: tuple[str, ...] = WAYS) -> list[psutil.Process]:

@@ -6,12 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from running import Running, copy_handlers, multitower
-
-from multitower import Client
+from status_rows import model_row
 
 CONFIG = """
 listen: ["{endpoint}"]
@@ -32,10 +30,6 @@ restart: {backoff: {first: 100ms, max: 100ms}}
 def running(folder: Path, rows: int) -> Running:
     np.savez(folder / "rows.npz", x=np.array([[1], [2]], np.float32))
     return Running(folder, CONFIG.replace("ROWS", str(rows)))
-
-
-def model(client: Client, name: str) -> dict[str, Any]:
-    return next(row for row in client.status()["models"] if row["name"] == name)
 
 
 def test_batches_stay_below_the_rows_that_killed_a_worker_in_its_warm_up(tmp_path: Path) -> None:
@@ -69,8 +63,8 @@ def test_doctor_finds_the_rows_that_kill_a_worker_in_its_warm_up(tmp_path: Path)
 def test_a_model_whose_warm_up_always_kills_leaves_the_slot_to_the_others(tmp_path: Path) -> None:
     with running(tmp_path, 0) as daemon, daemon.wait_ready().client() as client:
         daemon.wait_line("model is not loaded any more", model="greedy")
-        assert (model(client, "good")["state"], model(client, "greedy")["state"]) == ("ready", "failed")
-        cause = model(client, "greedy")["cause"]
+        assert (model_row(client, "good")["state"], model_row(client, "greedy")["state"]) == ("ready", "failed")
+        cause = model_row(client, "greedy")["cause"]
         assert "it has ended 3 workers of the slot: killed by SIGKILL (9)" in cause
         assert "while warming up greedy version 1 with 1 row" in cause
         assert client.infer("good", {"x": np.ones(1)})["x"].tolist() == [1]
@@ -79,5 +73,5 @@ def test_a_model_whose_warm_up_always_kills_leaves_the_slot_to_the_others(tmp_pa
         daemon.config.write_text(daemon.config.read_text().replace("rows: 0", "rows: 2000"))
         loaded = multitower("load", "greedy", daemon=daemon)
         assert loaded.returncode == 0, f"{loaded.stderr}\n{daemon.text()}"
-        assert model(client, "greedy")["state"] == "ready"
+        assert model_row(client, "greedy")["state"] == "ready"
         assert daemon.end() == 0

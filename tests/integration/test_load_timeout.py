@@ -8,15 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from asking import Asking
 from running import STEP_S, Running, multitower, outliving
+from status_rows import model_row
 
-from multitower import Client, MultitowerError
+from multitower import MultitowerError
 
 CONFIG = """
 listen: ["{endpoint}"]
@@ -54,14 +54,10 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         assert daemon.end() == 0
 
 
-def model(client: Client, name: str) -> dict[str, Any]:
-    return next(row for row in client.status()["models"] if row["name"] == name)
-
-
 @pytest.mark.parametrize("name", CAUSES)
 def test_a_model_that_does_not_load_fails_with_the_cause(daemon: Running, name: str) -> None:
     with daemon.client() as client:
-        row = model(client, name)
+        row = model_row(client, name)
         assert row["state"] == "failed"
         assert CAUSES[name] in row["cause"]
         with pytest.raises(MultitowerError, match="no_worker") as raised:
@@ -137,8 +133,8 @@ def test_a_model_is_tried_again_with_more_time_after_a_reload(daemon: Running) -
     with Asking(daemon) as asking, daemon.client() as client:
         reloaded = multitower("reload", daemon=daemon)
         assert reloaded.returncode == 0, reloaded.stderr
-        daemon.wait(lambda: model(client, "sleeps")["state"] == "ready")
-        assert "it has ended 3 workers" in model(client, "aborts")["cause"]
+        daemon.wait(lambda: model_row(client, "sleeps")["state"] == "ready")
+        assert "it has ended 3 workers" in model_row(client, "aborts")["cause"]
     assert asking.errors == []
 
 

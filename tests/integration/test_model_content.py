@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from running import STEP_S, Running, multitower
+from status_rows import model_row
 
 from multitower import Client
 
@@ -53,10 +53,6 @@ def answers(client: Client, requests: int = 40) -> set[int]:
     return {int(future.result(STEP_S)["y"][0]) for future in sent}
 
 
-def model(client: Client) -> dict[str, Any]:
-    return next(row for row in client.status()["models"] if row["name"] == "m")
-
-
 def test_a_changed_module_is_rolled_out_and_no_request_is_lost(tmp_path: Path) -> None:
     with start(tmp_path, "100ms") as daemon, daemon.wait_ready().client() as client:
         assert answers(client) == {1}
@@ -71,11 +67,11 @@ def test_a_restarted_worker_never_serves_a_changed_module_beside_the_former(tmp_
         os.kill(daemon.slot(0)["pid"], signal.SIGKILL)
         daemon.wait_line("slot failed", slot=0)
         assert answers(client) == {1}
-        assert "its files have changed" in model(client)["cause"]
+        assert "its files have changed" in model_row(client, "m")["cause"]
         done = multitower("reload", daemon=daemon)
         assert (done.returncode, done.stderr) == (0, "")
         assert answers(client) == {2}
-        assert model(client)["cause"] is None
+        assert model_row(client, "m")["cause"] is None
         assert daemon.slot(0)["state"] == "ready"
 
 
@@ -96,11 +92,11 @@ def test_a_module_with_an_error_leaves_the_former_workers_serving(tmp_path: Path
         write(tmp_path, "NUMBER = 1 / 0")
         daemon.wait_line("changed files not loaded", model="m")
         assert answers(client) == {1}
-        assert model(client)["state"] == "ready"
-        assert "ZeroDivisionError" in model(client)["cause"]
+        assert model_row(client, "m")["state"] == "ready"
+        assert "ZeroDivisionError" in model_row(client, "m")["cause"]
         write(tmp_path, "NUMBER = 3")
         daemon.wait(lambda: answers(client) == {3})
-        assert model(client)["cause"] is None
+        assert model_row(client, "m")["cause"] is None
 
 
 def test_a_module_with_the_size_and_time_of_the_former_is_not_taken_for_its_bytecode(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from light_models import make_package, write_model
 from running import STEP_S, Running
+from status_rows import model_row
 
 from multitower import Client, MultitowerError
 
@@ -32,19 +32,15 @@ def serves(client: Client) -> bool:
         return False
 
 
-def row(client: Client) -> dict[str, Any]:
-    return next(row for row in client.status()["models"] if row["name"] == "m")
-
-
 def test_a_saved_model_comes_and_vanishes(tmp_path: Path) -> None:
     made = tmp_path / "made"
     write_model(made / "1", 2)
     environment = make_package(tmp_path / "package")
     with Running(tmp_path, CONFIG, environment=environment) as daemon, daemon.wait_ready().client() as client:
-        assert row(client)["state"] == "waiting"
+        assert model_row(client, "m")["state"] == "waiting"
         os.rename(made, tmp_path / "model")
         daemon.wait(lambda: serves(client))
-        assert (row(client)["state"], row(client)["version"]) == ("ready", "1")
+        assert (model_row(client, "m")["state"], model_row(client, "m")["version"]) == ("ready", "1")
         assert client.status()["daemon"]["waiting"] == []
 
         os.rename(tmp_path / "model", made)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from running import STEP_S, Running, multitower
+from status_rows import model_row
 
 from multitower import Client, Unavailable
 from multitower.exit_codes import Exit
@@ -36,10 +37,6 @@ def waiting(daemon: Running) -> list[dict[str, Any]]:
     return found
 
 
-def row(daemon: Running, name: str) -> dict[str, Any]:
-    return next(row for row in daemon.status()["models"] if row["name"] == name)
-
-
 def answers(endpoint: str) -> bool:
     with Client(endpoint, connect_timeout=STEP_S) as client:
         return client.infer("here", {"x": X}, timeout=STEP_S)["x"].tolist() == X.tolist()
@@ -53,8 +50,8 @@ def test_a_model_that_is_missing_is_waited_for_and_the_others_are_served(tmp_pat
         [entry] = waiting(daemon)
         assert (entry["kind"], entry["name"]) == ("model", "later")
         assert entry["cause"] == f"{path} does not exist, nor does {path.parent}"
-        assert (row(daemon, "later")["state"], row(daemon, "here")["state"]) == ("waiting", "ready")
-        assert str(path) in row(daemon, "later")["cause"]
+        assert (model_row(daemon, "later")["state"], model_row(daemon, "here")["state"]) == ("waiting", "ready")
+        assert str(path) in model_row(daemon, "later")["cause"]
         with pytest.raises(Unavailable, match="it is waited for"):
             client.infer("later", {"x": X})
         shown = multitower("status", daemon=daemon)
@@ -138,14 +135,6 @@ def test_an_endpoint_that_another_process_holds_still_ends_the_start(tmp_path: P
         taken = f"tcp://127.0.0.1:{other.getsockname()[1]}"
         with Running(tmp_path, CONFIG.replace("{endpoint}", taken)) as daemon:
             assert daemon.wait_end() == Exit.TEMPORARY
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Any:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(STEP_S)
-        yield listening
 
 
 def test_the_service_manager_waits_until_a_first_model_serves(tmp_path: Path, manager: socket.socket) -> None:

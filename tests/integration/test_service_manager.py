@@ -8,12 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
-import pytest
 from running import STEP_S, Running, multitower
 
 from multitower import Client
@@ -25,14 +23,6 @@ spares: 0
 models:
   - {name: m, handler: "handlers:Versioned", parameters: {version: 1, load_s: 0.5}}
 """
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(STEP_S)
-        yield listening
 
 
 def wait_for(manager: socket.socket, word: str) -> list[str]:

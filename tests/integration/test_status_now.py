@@ -6,11 +6,11 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 from running import Running, multitower
+from status_rows import model_row
 
 from multitower import Client, MultitowerError
 
@@ -36,11 +36,6 @@ def client(daemon: Running) -> Iterator[Client]:
         yield client
 
 
-def model(daemon: Running, name: str) -> dict[str, Any]:
-    (found,) = (model for model in daemon.status()["models"] if model["name"] == name)
-    return dict(found)
-
-
 def patient(seconds: float) -> dict[str, np.ndarray]:
     return {"seconds": np.array([seconds]), "x": np.zeros(1)}
 
@@ -48,11 +43,11 @@ def patient(seconds: float) -> dict[str, np.ndarray]:
 def test_the_latency_counts_from_the_receipt_of_a_request_and_includes_its_wait(
     daemon: Running, client: Client
 ) -> None:
-    assert model(daemon, "patient")["latency_ms"] == {"p50": None, "p99": None}
+    assert model_row(daemon, "patient")["latency_ms"] == {"p50": None, "p99": None}
     first, second = (client.submit("patient", patient(0.5)) for _ in range(2))
     first.result(60)
     second.result(60)
-    shown = model(daemon, "patient")["latency_ms"]
+    shown = model_row(daemon, "patient")["latency_ms"]
     assert shown["p50"] >= 460, "a sixteenth less than what it slept"
     assert shown["p99"] >= 920, "it waited for the first one"
 
@@ -64,17 +59,17 @@ def test_the_age_of_the_oldest_waiting_request_and_refusals_by_their_reason(daem
     assert waiting["queue_oldest_s"] >= 0.0
     refused = sum(isinstance(answer.exception(30), MultitowerError) for answer in answers)
     assert refused > 0
-    shown = model(daemon, "patient")
+    shown = model_row(daemon, "patient")
     assert shown["refused"] == {"total": {"queue_full": refused}, "last_minute": {"queue_full": refused}}
     assert shown["queue_oldest_s"] is None
 
 
 def test_errors_of_a_model_are_counted_by_their_reason(daemon: Running, client: Client) -> None:
-    assert model(daemon, "broken")["last_failed_age_s"] is None
+    assert model_row(daemon, "broken")["last_failed_age_s"] is None
     for _ in range(3):
         with pytest.raises(MultitowerError):
             client.infer("broken", {"command": np.array(["no such command"])})
-    shown = model(daemon, "broken")
+    shown = model_row(daemon, "broken")
     assert shown["errors"] == {"total": {"model_error": 3}, "last_minute": {"model_error": 3}}
     assert 0.0 <= shown["last_failed_age_s"] < 60.0
     assert (shown["rows"], shown["batch_rows"], shown["batches"]) == (0, 3, 3), "rows a batch: 1, not 0"

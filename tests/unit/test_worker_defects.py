@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from fake_workers import Scene, child, placement, spec
+from serving_scene import serving
 
 from multitower import batch_results, worker_wire
 from multitower.spec import ModelReport, WorkerReport
@@ -21,14 +22,6 @@ from multitower.supervisor.workers.spares import RETRY_S
 
 def fail(*_: Any, **__: Any) -> Any:
     raise ZeroDivisionError("an injected defect")
-
-
-def serving(slots: int = 2, **arguments: Any) -> Scene:
-    """Every slot serves."""
-    scene = Scene(slots, **arguments)
-    for slot in range(slots):
-        scene.serve(scene.process(slot))
-    return scene
 
 
 def report(state: str, **fields: Any) -> list[bytes]:
@@ -54,7 +47,7 @@ MESSAGES = {
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_a_message_that_cannot_be_handled_costs_its_worker(name: str) -> None:
-    scene = serving()
+    scene = serving(2)
     scene.submit()
     (busy,) = [process for process in scene.launched if process.route and process.route.worker in scene.running]
     assert busy.slot is not None
@@ -109,7 +102,7 @@ def test_a_report_of_a_spare_on_a_version_costs_it() -> None:
     ids=["a cut head", "no frames", "a cut table", "another batch"],
 )
 def test_a_result_that_cannot_be_handled_costs_its_worker(spoil: Callable[[list[Any]], list[Any]]) -> None:
-    scene = serving()
+    scene = serving(2)
     scene.submit()
     ((worker, (batch,)),) = scene.running.items()
     (busy,) = [process for process in scene.launched if process.route and process.route.worker is worker]
@@ -124,7 +117,7 @@ def test_a_result_that_cannot_be_handled_costs_its_worker(spoil: Callable[[list[
 
 
 def test_messages_behind_one_that_cannot_be_handled_are_read_to_the_end() -> None:
-    scene = serving()
+    scene = serving(2)
     scene.submit()
     ((worker, (batch,)),) = scene.running.items()
     (busy,) = [process for process in scene.launched if process.route and process.route.worker is worker]
@@ -153,7 +146,7 @@ def replace_attribute(target: Any, name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_dead_worker_is_replaced_though_a_step_of_its_end_fails(name: str) -> None:
-    scene = serving()
+    scene = serving(2)
     dead, other = scene.process(0), scene.process(1)
     scene.submit()
     scene.submit()
@@ -193,7 +186,7 @@ def test_a_condemned_spare_is_not_assigned_to_a_slot(how: str) -> None:
 
 
 def test_a_start_that_fails_is_tried_again_and_does_not_keep_other_slots() -> None:
-    scene = serving()
+    scene = serving(2)
     launcher: Any = scene.manager._launcher
     launch = launcher.launch
 
@@ -226,7 +219,7 @@ def test_a_spare_that_cannot_be_started_is_tried_again_later() -> None:
 
 
 def test_a_worker_whose_state_cannot_be_read_is_killed_and_no_other() -> None:
-    scene = serving()
+    scene = serving(2)
     bad, good = scene.process(0), scene.process(1)
     replace_attribute(bad.child, "read_stat", fail)
     replace_attribute(bad.child, "read_heartbeat", lambda: None)
@@ -378,7 +371,7 @@ def test_processes_kept_in_an_error_during_a_replacement_are_removed(monkeypatch
 
 
 def test_an_error_of_who_asked_for_a_replacement_does_not_disturb_others() -> None:
-    scene = serving()
+    scene = serving(2)
     scene.manager.request_replacement(Replacement(scene.slot(0), "a test", done=fail))
     outcomes = scene.order(1)
     scene.settle()
@@ -387,7 +380,7 @@ def test_an_error_of_who_asked_for_a_replacement_does_not_disturb_others() -> No
 
 
 def test_the_check_for_available_models_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = serving()
+    scene = serving(2)
     monkeypatch.setattr(scene.manager._availability, "update", fail)
     scene.die(scene.process(0))
     monkeypatch.undo()
