@@ -47,9 +47,9 @@ impl Call {
         self.compression
     }
 
-    /// Returns the call's only message.
+    /// Returns the call's only message, if it comes before the deadline.
     pub async fn message(self) -> Result<Bytes, DaemonError> {
-        self.messages.only().await
+        self.deadline().within(self.messages.only()).await
     }
 
     /// Returns what counts the memory of a call with one message.
@@ -59,12 +59,14 @@ impl Call {
 
     /// Returns the messages of a streaming call, each with what counts its memory. An error is the last item.
     ///
-    /// When this process drains, the stream ends with UNAVAILABLE: nobody knows when its client would end it.
+    /// When this process drains, the stream ends with UNAVAILABLE: nobody knows when its client would end it. At the
+    /// deadline it ends with DEADLINE_EXCEEDED.
     pub fn messages(self) -> impl Stream<Item = Result<(Bytes, Arc<Held>), DaemonError>> + Send {
-        stream::unfold(Some((self.context, self.messages)), |state| async {
+        let deadline = self.deadline();
+        stream::unfold(Some((self.context, self.messages)), move |state| async move {
             let (context, mut reader) = state?;
             let message = tokio::select! {
-                message = reader.next() => message,
+                message = deadline.within(reader.next()) => message,
                 () = context.until_draining() => Err(draining()),
             };
             match message {

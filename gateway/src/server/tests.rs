@@ -382,3 +382,23 @@ async fn answers_to_head_have_no_body_over_http2_either() {
     let rest = timeout(Duration::from_secs(30), head.data()).await.unwrap();
     assert!(rest.is_none(), "{rest:?}");
 }
+
+#[tokio::test]
+async fn a_call_whose_messages_do_not_come_ends_at_its_deadline() {
+    let server =
+        Server::with_limits(r#"{"max_body_bytes": 92000, "max_buffered_bytes": 250000, "body_timeout_s": 3600}"#);
+    let mut client = server.connect_http2().await.ready().await.unwrap();
+    for (method, sent) in [("ModelInfer", 0), ("ModelInfer", 50), ("ModelStreamInfer", 0), ("ModelStreamInfer", 50)] {
+        let mut request = call(method);
+        request.headers_mut().insert("grpc-timeout", "20m".parse().unwrap());
+        let (response, mut body) = client.send_request(request, false).unwrap();
+        body.send_data(large_request().slice(..sent), false).unwrap();
+        let ended = async {
+            let mut response = response.await.unwrap();
+            let trailers = response.body_mut().trailers().await.unwrap();
+            trailers.unwrap_or_else(|| response.headers().clone())
+        };
+        let ended = timeout(Duration::from_secs(30), ended).await.expect("the call goes on");
+        assert_eq!(ended["grpc-status"], "4", "DEADLINE_EXCEEDED {method} {sent}");
+    }
+}
