@@ -231,7 +231,9 @@ def test_a_slot_needs_memory_for_its_own_models_only() -> None:
     texts = [finding.text for finding in memory.device_findings(devices, slots, sizes)]
     assert ["12.6 GiB" in texts[0], "36.6 GiB" in texts[1]] == [True, True]
     found = next(memory.host_findings([each.models for each in slots], 0, sizes, {}, left(100 * GIB)))
-    assert "2 workers of up to 36.6 GiB and 0 spares of 600 MiB take 49.2 GiB" in found.text
+    assert "2 workers of up to 36.6 GiB take 49.2 GiB" in found.text
+    found = next(memory.host_findings([("m",)], 0, sizes, {}, left(100 * GIB)))
+    assert "1 worker of 12.6 GiB takes 12.6 GiB" in found.text
 
 
 @pytest.mark.parametrize(

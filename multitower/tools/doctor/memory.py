@@ -126,10 +126,11 @@ def host_findings(
     how = "measured here on the CPU" if not estimated else "estimated, since not every model was loaded"
     narrowest = min(memory, key=lambda headroom: headroom.available_bytes)
     available = f"{narrowest.source} leaves {format_bytes(narrowest.available_bytes)}"
-    text = (
-        f"host: {with_number(len(workers), 'worker')} of {each} and {with_number(spares, 'spare')} of "
-        f"{format_bytes(idle)} take {format_bytes(total)} ({how}); {available}"
-    )
+    those = f"{with_number(len(workers), 'worker')} of {each}"
+    if spares:
+        those += f" and {with_number(spares, 'spare')} of {format_bytes(idle)}"
+    verb = "takes" if len(workers) + spares == 1 else "take"
+    text = f"host: {those} {verb} {format_bytes(total)} ({how}); {available}"
     if total > narrowest.available_bytes:
         advice = "configure fewer workers, spares or models; a running daemon uses memory as well"
         yield Finding(SECTION, Level.WARNING if estimated else Level.PROBLEM, text, advice)
