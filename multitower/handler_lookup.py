@@ -17,7 +17,7 @@ from typing import Final
 from .import_path import searched_folders
 
 _DYNAMIC: Final = re.compile(
-    r"import\s*\*|__getattr__|__dict__|\b(?:globals|locals|vars|setattr|exec|eval|import_module|__import__|modules)\b"
+    r"import\s*\*|__getattr__|__dict__|f_globals|\b(?:globals|locals|vars|setattr|exec|eval|import_module|__import__|modules)\b"
 )
 """What a module may define names with that its text does not contain."""
 
@@ -38,11 +38,17 @@ def why_missing(folder: str, handler: str) -> str | None:
     top, _, inner = module.partition(".")
     try:
         spec = _find(top, folder)
-    except (ImportError, ValueError, OSError):
+    except Exception:  # noqa: BLE001  hooks of other packages may raise anything
         return None
     if spec is None:
         return f"there is no module {top!r} in the folders that were searched: {searched_folders(folder)}"
-    if inner or type(spec.loader) is not SourceFileLoader or spec.origin is None:
+    # A package may import what its own text does not name: submodules become its attributes.
+    if (
+        inner
+        or spec.submodule_search_locations is not None
+        or type(spec.loader) is not SourceFileLoader
+        or spec.origin is None
+    ):
         return None
     return _why_no_class(Path(spec.origin), path.partition(".")[0])
 
@@ -58,7 +64,8 @@ def _why_no_class(file: Path, name: str) -> str | None:
         data = file.read_bytes()
         tree = ast.parse(data)
     except SyntaxError as error:
-        return f"{file}, line {error.lineno}, is no Python: {error.msg}"
+        where = f"{file}, line {error.lineno}," if error.lineno else str(file)
+        return f"{where} is no Python: {error.msg}"
     except (OSError, ValueError, RecursionError, MemoryError):
         return None
     text = data.decode("utf-8", "replace")

@@ -223,10 +223,9 @@ class Reload:
     def _finish(self, error: str | None) -> None:
         old, new = self._old, self._new
         if error is not None:
-            self._apply_limits(self._settings.current)
-            self._manager.apply_settings(self._settings.current.worker_settings)
-        self._settle_models(new if error is None else old)
-        if error is None:
+            self._restore()
+        else:
+            self._settle_models(new)
             known = old.worker_settings.models
             changed_models = [spec.name for spec in new.worker_settings.models if spec not in known]
             self._router.scheduler.reset_crash_count([*changed_models, *([self._model] if self._model else [])])

@@ -58,14 +58,7 @@ class Refusals:
         self._unavailable.pop(model, None)
 
     def reset_crash_count(self, models: Collection[str] | None = None) -> None:
-        """Ends the quarantine of models and of their requests; their crashes count from 0 again.
-
-        Args:
-            models: those that have changed: what crashed a worker of the former ones need not crash one now. None for
-                all models; a request stays in quarantine if its model is not, since the request was to blame.
-        """
-        for model in models or ():
-            self.requests.remove_model(model)
+        """Ends the quarantine of these models, or of all, and of their requests; their crashes count from 0 again."""
         for model in self.models.models_with_crashes:
             if models is None or model in models:
                 if model in self.models:

@@ -45,7 +45,7 @@ class BatchKey:
     Attributes:
         spec: model, inputs and outputs, as sent to workers.
         max_batch_size: rows per batch; 0 if the model's requests run unbatched.
-        interface: of the model that the requests were checked against; see `worker.Served`.
+        interface: of the model that the requests were checked against; see `pool_worker.Served`.
         version: the only version that may run the requests, or "" for any with this interface.
         id: the number that stands for `spec` in messages to workers.
     """
@@ -259,7 +259,7 @@ class Split:
 
     Args:
         request: the whole request.
-        generation: of the model that all parts must run on; see `worker.Served`.
+        generation: of the model that all parts must run on; see `pool_worker.Served`.
 
     Attributes:
         generation: as given.

@@ -45,7 +45,7 @@ class WorkerProcess:
         replacement_jitter: 0 to 1, drawn at random; spreads the replacements of several workers over time.
         replace_after: no automatic replacement before this time, in monotonic seconds.
         specs: the models that it loads, as configured.
-        generations: the generation of each model version that it loads; see `scheduling.worker.Served`.
+        generations: the generation of each model version that it loads; see `scheduling.pool_worker.Served`.
         started_at: when its process was started, in monotonic seconds.
         left_out: the generations that it does not load, since loading them has ended other workers.
         load_timer: measures how long it takes to start, and to load each model.

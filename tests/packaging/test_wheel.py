@@ -166,7 +166,7 @@ def test_the_version_says_compiled_only_if_every_part_is(wheel: Path, tmp_path: 
         return out.partition("(")[2].rstrip(")\n")
 
     assert version() == "compiled"
-    for name in ("multitower/_frames", "multitower/supervisor/scheduling/pool", "multitower/worker/batch"):
+    for name in ("multitower/_frames", "multitower/supervisor/scheduling/pool", "multitower/worker/batch_inputs"):
         (extension,) = tmp_path.glob(f"{name}.*.so")
         aside = extension.rename(tmp_path / "aside")
         assert version() == "interpreted", f"without {name}"

@@ -175,3 +175,19 @@ def test_devices_that_cannot_be_served_are_tried_again_with_a_back_off(
     daemon.scene.no_room = False
     attempts(daemon, clock, 60)
     assert [slot.placement.devices for slot in daemon.manager.slots] == [("GPU-0",), ("GPU-1",)]
+
+
+def test_a_model_that_waits_goes_on_waiting_after_devices_came_that_could_not_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = [gpu(0)]
+    monkeypatch.setattr(settings_module, "discover", lambda: Discovery(tuple(gpus)))
+    (tmp_path / "later.keras").write_bytes(b"keras")
+    daemon = Daemon(tmp_path, devices="[0, 1]", path="later.keras", on=", devices: [0, 1]", more=", devices: [1]")
+    daemon.look()
+    daemon.bad["here"] = ("no weights", False)
+    daemon.scene.die(daemon.scene.process(0))
+    daemon.settle()
+    gpus.append(gpu(1))
+    daemon.look(1)  # neither the change for the new device succeeds nor the one back
+    assert sorted(daemon.scene.router.scheduler.models) == ["here", "later"]
