@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 from made_security import Keys
-from running import STEP_S
+from waiting import WAIT_S
 
 from multitower import wire, zmtp
 
@@ -52,7 +52,7 @@ class Asker:
         self.message = ""
         self.socket.connect(endpoint)
 
-    def ask(self, kind: bytes, header: dict[str, Any], *tensors: bytes, timeout_s: float = STEP_S) -> str:
+    def ask(self, kind: bytes, header: dict[str, Any], *tensors: bytes, timeout_s: float = WAIT_S) -> str:
         """Asks, and returns the reason of the error; `ok` without one, `NO_ANSWER` without an answer in time."""
         id = str(next(self._ids)).encode()
         self.socket.set(zmq.SNDTIMEO, int(timeout_s * 1000))
@@ -90,7 +90,7 @@ class LocalAsker(Asker):
         self._hop = []
         self.message = ""
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        opened.settimeout(STEP_S)
+        opened.settimeout(WAIT_S)
         try:
             if uid is None:
                 opened.connect(path)
@@ -103,9 +103,9 @@ class LocalAsker(Asker):
         self._decoder = zmtp.Decoder("DEALER", lambda size: memoryview(bytearray(size)))
         opened.sendall(zmtp.GREETING + _ready({"Socket-Type": "DEALER", **claims}))
         while not self._decoder.shake_hands():
-            assert self._read_more(STEP_S)
+            assert self._read_more(WAIT_S)
 
-    def ask(self, kind: bytes, header: dict[str, Any], *tensors: bytes, timeout_s: float = STEP_S) -> str:
+    def ask(self, kind: bytes, header: dict[str, Any], *tensors: bytes, timeout_s: float = WAIT_S) -> str:
         id = str(next(self._ids)).encode()
         for buffer in zmtp.encode([b"", kind, id, wire.dump_json(header), *tensors]):
             self._opened.sendall(buffer)

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from running import STEP_S, Running, look_at_each, outliving
+from waiting import wait_for
 
 from multitower import Client
 
@@ -143,10 +144,11 @@ def test_it_ends_at_once_with_a_model_that_sleeps_in_load_and_what_another_one_h
     text = CONFIG.replace('  - {name: m, handler: "starting_handlers:Starter"}\n', models) + "drain_timeout: 1h\n"
     with Running(tmp_path, text, inside=INSIDE) as daemon:
         daemon.wait_line("worker started")
+        # The file comes first: a worker reads the files of all models, m's last, before it loads any.
+        started = wait_for(lambda: pids.read_text().split() if pids.exists() else [], lambda ids: len(ids) == 2)
         daemon.wait(lambda: daemon.slot()["step"] == "loading m version 1")
         unshare = daemon.process.pid
-        helpers = [with_inner_pid(unshare, int(pid)) for pid in pids.read_text().split()]
-        assert len(helpers) == 2
+        helpers = [with_inner_pid(unshare, int(pid)) for pid in started]
         daemon.remember()
         first_process(unshare).send_signal(signal.SIGTERM)
         assert daemon.wait_end() == 0

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from asking import Asking
 from running import STEP_S, Running, multitower, outliving
+from waiting import wait_for
 
 from multitower import MultitowerError
 
@@ -42,8 +43,9 @@ def states(daemon: Running) -> dict[str, str]:
 def wait_set_aside(daemon: Running) -> int:
     """Waits until the other models are served while the slow one loads; returns the pid of the worker that loads it."""
     daemon.wait(lambda: states(daemon) == {"good": "ready", "slow": "loading", "also_good": "ready"})
-    replacement: dict[str, Any] = daemon.slot()["replacement"]
-    assert replacement["step"] == "loading slow version 1"
+    replacement: dict[str, Any] = wait_for(
+        lambda: daemon.slot()["replacement"] or {}, lambda worker: worker.get("step") == "loading slow version 1"
+    )
     pid: int = replacement["pid"]
     return pid
 
