@@ -80,10 +80,12 @@ final class Daemon implements AutoCloseable {
         this.folder = WORK.resolve(name);
         try {
             Files.createDirectories(folder);
-            Files.copy(
-                    Vectors.ROOT.resolve("tests/fakes/handlers.py"),
-                    folder.resolve("handlers.py"),
-                    java.nio.file.StandardCopyOption.REPLACE_EXISTING);
+            for (String file : List.of("handlers.py", "commanded_handlers.py")) {
+                Files.copy(
+                        Vectors.ROOT.resolve("tests/fakes").resolve(file),
+                        folder.resolve(file),
+                        java.nio.file.StandardCopyOption.REPLACE_EXISTING);
+            }
         } catch (IOException error) {
             throw new UncheckedIOException(error);
         }

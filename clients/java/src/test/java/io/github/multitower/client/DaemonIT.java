@@ -27,8 +27,8 @@ class DaemonIT {
             "devices: {cpu: 2}",
             "models:",
             "  - {name: echo, handler: 'handlers:Echo'}",
-            "  - {name: commanded, handler: 'handlers:Commanded', retry: 1}",
-            "  - {name: cancelled, handler: 'handlers:Commanded'}",
+            "  - {name: commanded, handler: 'commanded_handlers:Commanded', retry: 1}",
+            "  - {name: cancelled, handler: 'commanded_handlers:Commanded'}",
             "  - {name: reckoner, handler: 'handlers:Reckoner', batching: {max_batch_size: 16}}",
             "max_message_size: 32MiB",
             "spares: 2",
@@ -42,7 +42,7 @@ class DaemonIT {
         Daemon.require("multitower", "numpy", "psutil");
         daemon = new Daemon("handlers", CONFIG);
         client = MultitowerClient.connect(daemon.endpoint());
-        client.waitUntilReady(Duration.ofSeconds(60));
+        client.waitUntilReady(Duration.ofSeconds(50)); // less than a test may take, so that its message says why
     }
 
     @AfterAll
@@ -173,7 +173,7 @@ class DaemonIT {
                         .endpoint(own.endpoint())
                         .connectTimeout(Duration.ofSeconds(30))
                         .build()) {
-            asking.waitUntilReady(Duration.ofSeconds(60));
+            asking.waitUntilReady(Duration.ofSeconds(50));
             List<CompletableFuture<Map<String, Tensor>>> lost = new ArrayList<>();
             for (int i = 0; i < 4; i++) {
                 lost.add(asking.inferAsync("commanded", command("sleep 20")));
@@ -192,7 +192,7 @@ class DaemonIT {
             CompletableFuture<Boolean> live = CompletableFuture.supplyAsync(asking::serverLive);
             own.start();
             assertTrue(live.get(30, TimeUnit.SECONDS));
-            asking.waitUntilReady(Duration.ofSeconds(60));
+            asking.waitUntilReady(Duration.ofSeconds(50));
             Tensor x = Tensor.of(new int[] {7}, 1);
             assertArrayEquals(new int[] {7}, asking.infer("echo", Map.of("x", x)).get("x").toInts());
         }
@@ -203,7 +203,7 @@ class DaemonIT {
         AtomicReference<Map<String, Tensor>> answer = new AtomicReference<>();
         try (Daemon own = new Daemon("drained", CONFIG.replace("spares: 2", "spares: 0"));
                 MultitowerClient asking = MultitowerClient.connect(own.endpoint())) {
-            asking.waitUntilReady(Duration.ofSeconds(60));
+            asking.waitUntilReady(Duration.ofSeconds(50));
             CompletableFuture<Map<String, Tensor>> future = asking.inferAsync("commanded", command("sleep 1"));
             while (depth(asking) == 0) {
                 Thread.sleep(2);

@@ -194,7 +194,7 @@ class DigitsIT {
 
     @Test
     void aWorkerThatIsKilledUnderLoadCostsNoRequest() throws Exception {
-        client.waitUntilReady(Duration.ofSeconds(60));
+        client.waitUntilReady(Duration.ofSeconds(50));
         underLoad(Duration.ofSeconds(3), answered -> {
             while (answered.get() < 2 * THREADS) {
                 Thread.onSpinWait();
