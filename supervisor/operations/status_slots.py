@@ -56,11 +56,12 @@ class SlotRows:
         Raises:
             MultitowerError: there is no such slot.
         """
-        slots, rows = self._manager.slots, self.report_all(now)
-        if type(number) is not int or not 0 <= number < len(slots):
-            message = f"there is no slot {str(number)[:40]}, only 0 to {len(slots) - 1}"
+        # Of all slots: a worker is compared with the others. A slot keeps its number when a reload removes others.
+        rows = {row["slot"]: row for row in self.report_all(now)}
+        if type(number) is not int or number not in rows:
+            message = f"there is no slot {str(number)[:40]}, only {', '.join(map(str, rows))}"
             raise make(Reason.MALFORMED, message, field="slot")
-        slot = slots[number]
+        slot = next(slot for slot in self._manager.slots if slot.number == number)
         past = slot.past_output
         outputs = [] if past is None else [_report_output(past.pid, past.ended, past.output)]
         outputs += [

@@ -16,6 +16,7 @@ from multitower.errors import Reason
 from multitower.spec import SignatureReport
 from multitower.supervisor.machine.process_limits import ProcessLimits
 from multitower.supervisor.machine.resources import Sampler
+from multitower.supervisor.workers.planned_replacement_queue import Replacement
 
 QUERIES = sorted(wire.KINDS - {wire.INFER, wire.CANCEL, wire.METRICS})
 FILE_EVENTS = ("open", "os.listdir", "os.scandir", "import", "subprocess.Popen")
@@ -164,6 +165,19 @@ def test_the_status_of_a_slot_has_the_output_of_its_dead_and_its_present_process
         with pytest.raises(MultitowerError, match="there is no slot") as caught:
             daemon.operations.queries.answer(wire.STATUS, {"slot": wrong}, scene.now)
         assert caught.value.reason == Reason.MALFORMED
+
+
+def test_a_slot_is_found_by_its_number_after_a_reload_has_removed_another_one(tmp_path: Path, sampler: Sampler) -> None:
+    daemon = daemon_of(tmp_path, sampler)
+    scene, queries = daemon.scene, daemon.operations.queries
+    kept = scene.process(1).child.pid
+    scene.manager.request_replacement(Replacement(scene.slot(0), "no longer configured", remove=True))
+    scene.settle()
+    assert [slot.number for slot in scene.manager.slots] == [1]
+    (slot,) = queries.answer(wire.STATUS, {"slot": 1}, scene.now)["slots"]
+    assert (slot["slot"], slot["pid"], [each["pid"] for each in slot["output"]]) == (1, kept, [kept])
+    with pytest.raises(MultitowerError, match="there is no slot 0, only 1"):
+        queries.answer(wire.STATUS, {"slot": 0}, scene.now)
 
 
 def test_readiness_ends_when_the_daemon_drains(tmp_path: Path, sampler: Sampler) -> None:
