@@ -107,7 +107,7 @@ class Assignments:
             content_digest=self._known.digest(spec.fingerprint),
             must_match=self.must_match(slot, spec, takes_over=takes_over),
             safe_rows=slot.safe_rows.get(spec.name, 0),
-            not_loaded_because=slot.load_deaths.not_loaded[generation] if generation in left_out else "",
+            not_loaded_because=(slot.load_deaths.why_left_out(generation) or "") if generation in left_out else "",
         )
 
     def must_match(self, slot: Slot, spec: ModelSpec, *, takes_over: bool) -> bool:

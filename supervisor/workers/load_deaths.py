@@ -17,10 +17,8 @@ A worker records what it is about to do (`LoadStep`). The rules:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from math import inf
+from dataclasses import dataclass
 
 from multitower.load_step import LoadStep
 
@@ -54,23 +52,41 @@ class LoadDeath:
 
 
 @dataclass(slots=True)
-class LoadDeaths:
-    """What is known of the models of one slot. Models are told apart by their generation.
+class _Model:
+    """What is known of one generation of a model.
 
     Attributes:
-        not_loaded: by generation, why the model is left out.
-        trying: generations that are left out, but not of the next process, which loads beside the one that serves.
+        name: of the model.
+        deaths: of workers that loaded it.
+        left_out_because: why it is left out, for people; None if it is loaded like any other.
+        try_at: when it is tried again if it is left out, in monotonic seconds; None for never.
+        trying: the next process loads it beside the one that serves, although it is left out.
+        timed_out: loading it took longer than `load_timeout`.
+        set_aside: it took long, and a process went on loading it beside the next one.
+        kills_beside: processes that were killed (SIGKILL) while they loaded it beside another one.
+        only_worker: memory did not suffice for two workers: the slot's only process loads it, and the others wait.
     """
 
-    not_loaded: dict[int, str] = field(default_factory=dict)
-    trying: set[int] = field(default_factory=set)
-    _counts: Counter[int] = field(default_factory=Counter)
-    _names: dict[int, str] = field(default_factory=dict)
-    _try_at: dict[int, float] = field(default_factory=dict)
-    _timed_out: set[int] = field(default_factory=set)
-    _set_aside: set[int] = field(default_factory=set)
-    _kills_beside: Counter[int] = field(default_factory=Counter)
-    _only_worker: set[int] = field(default_factory=set)
+    name: str = ""
+    deaths: int = 0
+    left_out_because: str | None = None
+    try_at: float | None = None
+    trying: bool = False
+    timed_out: bool = False
+    set_aside: bool = False
+    kills_beside: int = 0
+    only_worker: bool = False
+
+    def leave_out(self, cause: str, try_at: float | None) -> None:
+        """Leaves the model out of the next worker; see the attributes."""
+        self.left_out_because, self.try_at = cause, try_at
+
+
+class LoadDeaths:
+    """What is known of the models of one slot. Models are told apart by their generation."""
+
+    def __init__(self) -> None:
+        self._models: dict[int, _Model] = {}  # by generation; those of which nothing is known are missing
 
     def record(self, death: LoadDeath, *, has_others: bool, try_at: float, max_deaths: int = MAX_DEATHS) -> bool:
         """Records the death of a worker.
@@ -84,13 +100,13 @@ class LoadDeaths:
         Returns:
             Whether the next worker will do less, so that its fate need not be the same.
         """
-        generation = death.generation
-        self._names[generation] = death.step.model
-        self._counts[generation] += 1
-        count = self._counts[generation]
+        model = self._models.setdefault(death.generation, _Model())
+        model.name = death.step.model
+        model.deaths += 1
+        count = model.deaths
         if death.timed_out:
-            self._timed_out.add(generation)
-            self._leave_out(generation, f"it was not loaded in time: {death.cause}; its stacks are in the log", None)
+            model.timed_out = True
+            model.leave_out(f"it was not loaded in time: {death.cause}; its stacks are in the log", None)
             return True
         smaller = death.step.fewer_rows > 0
         patience = 1 if death.to_blame else 2
@@ -98,17 +114,11 @@ class LoadDeaths:
             workers = "a worker" if count == 1 else f"{count} workers"
             cause = f"it has ended {workers} of the slot: {death.cause}"
             if count < max_deaths:
-                self._leave_out(generation, f"{cause}; it will be tried again beside the others", try_at)
+                model.leave_out(f"{cause}; it will be tried again beside the others", try_at)
             else:
-                self._leave_out(generation, cause, None)
+                model.leave_out(cause, None)
             return True
         return smaller and count <= max_deaths
-
-    def _leave_out(self, generation: int, cause: str, try_at: float | None) -> None:
-        self._try_at.pop(generation, None)
-        if try_at is not None:
-            self._try_at[generation] = try_at
-        self.not_loaded[generation] = cause
 
     def set_aside(self, generation: int, name: str) -> None:
         """Leaves out a model that takes long: a process goes on loading it beside the next one.
@@ -117,14 +127,15 @@ class LoadDeaths:
             generation: of the model.
             name: its name.
         """
-        self._names[generation] = name
-        self._set_aside.add(generation)
-        # As soon as no process is loading it.
-        self._leave_out(generation, f"{INTERRUPTED}; it will be tried again beside the others", 0.0)
+        model = self._models.setdefault(generation, _Model())
+        model.name, model.set_aside = name, True
+        # It is tried again as soon as no process is loading it.
+        model.leave_out(f"{INTERRUPTED}; it will be tried again beside the others", 0.0)
 
     def may_set_aside(self, generation: int) -> bool:
         """Whether other models need not wait for this one."""
-        return generation not in self._only_worker
+        model = self._models.get(generation)
+        return model is None or not model.only_worker
 
     def record_kill_beside(self, loaded: Collection[int]) -> bool:
         """Records that a process was killed (SIGKILL) while it loaded beside the one that serves.
@@ -135,33 +146,48 @@ class LoadDeaths:
         Returns:
             Whether such a model will be loaded by the slot's only process: memory may not suffice for two.
         """
-        concerned = self._set_aside & self.not_loaded.keys() & set(loaded)
-        self._kills_beside.update(concerned)
-        short = [generation for generation in concerned if self._kills_beside[generation] >= MAX_KILLS_BESIDE]
+        short: list[int] = []
+        for generation in loaded:
+            model = self._models.get(generation)
+            if model is not None and model.set_aside and model.left_out_because is not None:
+                model.kills_beside += 1
+                if model.kills_beside >= MAX_KILLS_BESIDE:
+                    short.append(generation)
         self.load_in_only_worker(short)
         return bool(short)
 
     def load_in_only_worker(self, generations: Collection[int]) -> None:
         """Lets the next process load those of the models that are left out: memory did not suffice for two workers."""
-        for generation in self.not_loaded.keys() & set(generations):
-            self._try_at.pop(generation, None)
-            del self.not_loaded[generation]
-            self.trying.discard(generation)
-            self._only_worker.add(generation)
+        for generation in generations:
+            model = self._models.get(generation)
+            if model is not None and model.left_out_because is not None:
+                model.left_out_because = model.try_at = None
+                model.trying = False
+                model.only_worker = True
 
     def needs_reload(self, left_out: Collection[int]) -> str:
         """Names of models that a process has left out and that are to be loaded by the next one, for people."""
-        known = self._names
-        names = (known[each] for each in left_out if each in self._only_worker and each not in self.not_loaded)
+        models = (self._models.get(generation) for generation in left_out)
+        names = (each.name for each in models if each is not None and each.only_worker and not each.left_out_because)
         return ", ".join(dict.fromkeys(names))
+
+    def why_left_out(self, generation: int) -> str | None:
+        """Why a model is left out, for people; None if it is loaded like any other."""
+        model = self._models.get(generation)
+        return None if model is None else model.left_out_because
 
     def will_try(self, generation: int) -> bool:
         """Whether a model that is left out is tried again later."""
-        return generation in self._try_at
+        model = self._models.get(generation)
+        return model is not None and model.try_at is not None
 
     def due(self, generations: Collection[int], now: float) -> list[int]:
         """The models among those of a slot whose time to be tried again has come."""
-        return [generation for generation in generations if now >= self._try_at.get(generation, inf)]
+        return [
+            generation
+            for generation in generations
+            if (model := self._models.get(generation)) is not None and model.try_at is not None and now >= model.try_at
+        ]
 
     def begin_tries(self, due: Collection[int], retry_at: float) -> str:
         """Lets the next process load models that are left out.
@@ -173,15 +199,16 @@ class LoadDeaths:
         Returns:
             Their names, for people.
         """
-        self._try_at.update(dict.fromkeys(due, retry_at))
-        self.trying.update(due)
-        return ", ".join(dict.fromkeys(self._names[generation] for generation in due))
+        models = [self._models[generation] for generation in due]
+        for model in models:
+            model.try_at, model.trying = retry_at, True
+        return ", ".join(dict.fromkeys(model.name for model in models))
 
-    def allow_more_time(self, model: str) -> None:
+    def allow_more_time(self, name: str) -> None:
         """Lets a model whose `load_timeout` has become longer be tried again as soon as possible."""
-        for generation in self._timed_out:
-            if self._names[generation] == model:
-                self._try_at[generation] = 0.0
+        for model in self._models.values():
+            if model.timed_out and model.name == name:
+                model.try_at = 0.0
 
     def end_leaving_out(self, left_out: Collection[int]) -> bool:
         """Lets the next process load models that are left out, where nothing else can be loaded.
@@ -192,15 +219,15 @@ class LoadDeaths:
         Returns:
             Whether some of them have tries left.
         """
-        again = [generation for generation in left_out if self.will_try(generation)]
-        for generation in again:
-            del self._try_at[generation]
-            del self.not_loaded[generation]
+        again = [self._models[generation] for generation in left_out if self.will_try(generation)]
+        for model in again:
+            model.left_out_because = model.try_at = None
         return bool(again)
 
     def end_tries(self) -> None:
         """The process that was to try has taken over, has ended, or was not started."""
-        self.trying.clear()
+        for model in self._models.values():
+            model.trying = False
 
     def is_left_out(self, generation: int, loaded: Collection[int], *, takes_over: bool) -> bool:
         """Whether a process must not load the model.
@@ -210,46 +237,31 @@ class LoadDeaths:
             loaded: the generations of all models that the process is to load.
             takes_over: it loads beside the process that serves.
         """
-        if generation not in self.not_loaded or (takes_over and generation in self.trying):
+        model = self._models.get(generation)
+        if model is None or model.left_out_because is None or (takes_over and model.trying):
             return False
-        nothing_else = all(each in self.not_loaded for each in loaded)
-        return not (nothing_else and self.will_try(generation))
+        nothing_else = all(self.why_left_out(each) is not None for each in loaded)
+        return not (nothing_else and model.try_at is not None)
 
     def all_given_up(self, loaded: Collection[int]) -> str | None:
         """Why none of these models is loaded any more, for people; None if one is."""
-        if not loaded or any(each not in self.not_loaded or self.will_try(each) for each in loaded):
+        if not loaded or any(self.why_left_out(each) is None or self.will_try(each) for each in loaded):
             return None
-        return "; ".join(f"{self._names[each]}: {self.not_loaded[each]}" for each in loaded)
+        return "; ".join(f"{self._models[each].name}: {self._models[each].left_out_because}" for each in loaded)
 
     def record_loaded(self, loaded: Collection[int]) -> None:
         """Forgets models that a worker was to load: it did not end meanwhile."""
         for generation in loaded:
-            needs_only_worker = generation in self._only_worker
-            self.forget_generation(generation)
-            if needs_only_worker:
-                self._only_worker.add(generation)  # memory will not suffice the next time, either
+            model = self._models.pop(generation, None)
+            if model is not None and model.only_worker:
+                self._models[generation] = _Model(only_worker=True)  # memory will not suffice the next time, either
 
-    def forget(self, model: str | None = None) -> None:
+    def forget(self, name: str | None = None) -> None:
         """Forgets a model, or all of them: an operator asks for another try."""
-        if model is None:
-            self._only_worker.clear()
-        for generation, name in list(self._names.items()):
-            if model in (None, name):
-                self.forget_generation(generation)
+        self._models = {
+            generation: model for generation, model in self._models.items() if name is not None and model.name != name
+        }
 
     def retain(self, generations: Collection[int]) -> None:
         """Forgets all models but these."""
-        for generation in (set(self._names) | self._only_worker) - set(generations):
-            self.forget_generation(generation)
-
-    def forget_generation(self, generation: int) -> None:
-        """Forgets a model: it is loaded like any other."""
-        self._counts.pop(generation, None)
-        self._names.pop(generation, None)
-        self._try_at.pop(generation, None)
-        self.not_loaded.pop(generation, None)
-        self.trying.discard(generation)
-        self._timed_out.discard(generation)
-        self._set_aside.discard(generation)
-        self._kills_beside.pop(generation, None)
-        self._only_worker.discard(generation)
+        self._models = {generation: model for generation, model in self._models.items() if generation in generations}

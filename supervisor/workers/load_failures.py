@@ -61,7 +61,7 @@ def record_load_death(
     fields = {**process.child.fields, "model": step.model, "version": step.version}
     if step.fewer_rows and not timed_out and not (beside and process.killed_while_loading):
         slot.safe_rows[step.model] = min(step.fewer_rows, slot.safe_rows.get(step.model, step.fewer_rows))
-    cause = deaths.not_loaded.get(generation)
+    cause = deaths.why_left_out(generation)
     if cause is not None:
         # What the process that serves has reported is out of date.
         slot.models = tuple(
@@ -89,7 +89,7 @@ def current_reports(slot: Slot, process: WorkerProcess, reports: Iterable[ModelR
         process: it has loaded the other models.
         reports: as it has sent them.
     """
-    aside, not_loaded = slot.aside, slot.load_deaths.not_loaded
+    aside, deaths = slot.aside, slot.load_deaths
 
     def current(report: ModelReport) -> ModelReport:
         generation = process.generations.get(report.key)
@@ -97,7 +97,7 @@ def current_reports(slot: Slot, process: WorkerProcess, reports: Iterable[ModelR
             return report
         if aside is not None and generation in aside.loads:
             return replace(report, state="loading", cause=None)
-        return replace(report, state="failed", cause=not_loaded.get(generation) or report.cause or INTERRUPTED)
+        return replace(report, state="failed", cause=deaths.why_left_out(generation) or report.cause or INTERRUPTED)
 
     return tuple(map(current, reports))
 
@@ -105,6 +105,6 @@ def current_reports(slot: Slot, process: WorkerProcess, reports: Iterable[ModelR
 def failed_reports(slot: Slot, process: WorkerProcess) -> tuple[ModelReport, ...]:
     """Reports of models none of which is loaded any more, each with its cause."""
     return tuple(
-        ModelReport(name=name, version=version, state="failed", cause=slot.load_deaths.not_loaded[generation])
+        ModelReport(name=name, version=version, state="failed", cause=slot.load_deaths.why_left_out(generation))
         for (name, version), generation in process.generations.items()
     )

@@ -113,7 +113,7 @@ class RestartAfterDeath:
     def _gets_no_other_worker(self, slot: Slot, aside: WorkerProcess, died: WorkerProcess) -> bool:
         """Whether a slot gets no other process beside the one that was set aside, after the last one has died."""
         aside.kills_beside += died.killed_while_loading
-        nothing_else = aside.loads <= slot.load_deaths.not_loaded.keys()
+        nothing_else = all(slot.load_deaths.why_left_out(each) is not None for each in aside.loads)
         return nothing_else or aside.kills_beside >= MAX_KILLS_BESIDE
 
     def _promote_next_process(self, slot: Slot, died: WorkerProcess, now: float) -> None:
