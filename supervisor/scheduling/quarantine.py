@@ -167,14 +167,29 @@ def _samples(size: int, share: int | None) -> list[tuple[int, int]]:
     return [(start, start + length) for start in (index * (size - length) // (SAMPLES - 1) for index in range(SAMPLES))]
 
 
+@dataclass(slots=True)
+class _Crashes:
+    """The requests of a model that crashed workers one after another.
+
+    Attributes:
+        requests: how many.
+        hung: how many of them made their workers hang.
+        seconds: how long a quarantine lasts.
+        death: how the worker of the last one died; None if unknown.
+    """
+
+    requests: int = 0
+    hung: int = 0
+    seconds: float = 0.0
+    death: Death | None = None
+
+
 class ModelQuarantine:
     """Models whose requests crash their workers one after another. An answer of the model ends the series."""
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}  # by model in quarantine: its end, in monotonic seconds
-        self._crashes: dict[str, int] = {}  # by model: requests in a row
-        self._hung: dict[str, int] = {}  # by model: how many of them made their workers hang
-        self._last: dict[str, tuple[float, Death | None]] = {}  # by model: seconds of quarantine, and the last death
+        self._crashes: dict[str, _Crashes] = {}  # by model, in quarantine or not
 
     def __bool__(self) -> bool:
         return bool(self._until)
@@ -206,17 +221,19 @@ class ModelQuarantine:
         Returns:
             Whether the model is in quarantine now because of this request.
         """
-        self._crashes[model] = self._crashes.get(model, 0) + 1
-        self._hung[model] = self._hung.get(model, 0) + (death is not None and death.hung)
-        self._last[model] = seconds, death
-        if seconds <= 0 or self._crashes[model] < MIN_CRASHES:
+        crashes = self._crashes.setdefault(model, _Crashes())
+        crashes.requests += 1
+        crashes.hung += death is not None and death.hung
+        crashes.seconds, crashes.death = seconds, death
+        if seconds <= 0 or crashes.requests < MIN_CRASHES:
             return False
         self._until[model] = now + seconds
         return True
 
     def refuses_suspects(self, model: str) -> bool:
         """Whether even suspects of the model are not run again: too many crashed, so hardly any will succeed."""
-        return self._crashes.get(model, 0) >= 2 * MIN_CRASHES
+        crashes = self._crashes.get(model)
+        return crashes is not None and crashes.requests >= 2 * MIN_CRASHES
 
     def add_answer(self, model: str) -> None:
         """A worker has answered a request to the model: ends the series and the quarantine."""
@@ -231,27 +248,24 @@ class ModelQuarantine:
     def reset(self, model: str) -> None:
         """Ends the quarantine of a model and counts its crashes from 0 again."""
         self._crashes.pop(model, None)
-        self._hung.pop(model, None)
-        self._last.pop(model, None)
         self._until.pop(model, None)
 
     def cause(self, model: str) -> str:
         """Why a model in quarantine is there."""
-        crashes, hung = self._crashes[model], self._hung[model]
-        seconds, death = self._last[model]
-        what = "crashed their workers" if not hung else "crashed their workers or made them hang"
-        what = "made their workers hang" if hung == crashes else what
-        last = f" (the last one: {death.cause})" if death is not None else ""
+        crashes = self._crashes[model]
+        what = "crashed their workers" if not crashes.hung else "crashed their workers or made them hang"
+        what = "made their workers hang" if crashes.hung == crashes.requests else what
+        last = f" (the last one: {crashes.death.cause})" if crashes.death is not None else ""
         return (
-            f"{crashes} requests in a row {what}{last}; it is tried again when its quarantine of "
-            f"{exact_duration(seconds)} is over, or after `multitower restart SLOT`"
+            f"{crashes.requests} requests in a row {what}{last}; it is tried again when its quarantine of "
+            f"{exact_duration(crashes.seconds)} is over, or after `multitower restart SLOT`"
         )
 
     def details(self, model: str) -> dict[str, Any]:
         """The details of the refusal of a request to a model in quarantine."""
-        seconds, death = self._last[model]
+        crashes = self._crashes[model]
         return {
-            "cause": death.cause if death is not None else None,
+            "cause": crashes.death.cause if crashes.death is not None else None,
             "limit": "quarantine",
-            "limit_value": seconds,
+            "limit_value": crashes.seconds,
         }
