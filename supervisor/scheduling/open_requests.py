@@ -87,7 +87,7 @@ class OpenRequests:
             request.frames = ()
         request.phase = Phase.DONE
         if request.split is not None:
-            self.drop_parts(request)
+            self._drop_parts(request)
             request.split = None
         if not expired:
             self._deadlines.remove(request)
@@ -119,7 +119,20 @@ class OpenRequests:
             answer = make(Reason.INTERNAL_ERROR, "a defect of the daemon, whose log has the traceback")
         self.settle(whole, answer)
 
-    def drop_parts(self, whole: Request) -> None:
+    def join_again(self, whole: Request) -> None:
+        """Makes a split request a whole one that has not run; it is in no queue then."""
+        split = whole.split
+        assert split is not None
+        self._drop_parts(whole)
+        if whole.phase is Phase.WAITING:
+            self._queues[whole.plan.model].remove(whole)
+        # The deaths of its parts count, or it would crash one worker after another.
+        for part in split.parts:
+            if part.deaths > whole.deaths:
+                whole.deaths, whole.avoid = part.deaths, part.avoid
+        whole.split = None
+
+    def _drop_parts(self, whole: Request) -> None:
         """Marks the parts of a split request as done, and removes those that are waiting."""
         split = whole.split
         assert split is not None

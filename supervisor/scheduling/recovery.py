@@ -89,17 +89,9 @@ class Recovery:
             unfinished = split.rows_left or any(part.phase is Phase.WAITING for part in split.parts)
             if not unfinished or any(worker.can_run(whole) for worker in remaining):
                 continue
-            queue = self._queues[whole.plan.model]
-            self._open_requests.drop_parts(whole)
-            if whole.phase is Phase.WAITING:
-                queue.remove(whole)
-            # The deaths of its parts count, or it would crash one worker after another.
-            for part in split.parts:
-                if part.deaths > whole.deaths:
-                    whole.deaths, whole.avoid = part.deaths, part.avoid
-            whole.split = None
+            self._open_requests.join_again(whole)
             whole.phase = Phase.WAITING
-            queue.push(whole, first=True)
+            self._queues[whole.plan.model].push(whole, first=True)
 
     def refuse_outdated(self) -> None:
         """Answers requests that no worker can run, although some serve their model: it has changed meanwhile."""

@@ -42,7 +42,7 @@ def replan_requests(
     ]
     for whole in [request for request in open_requests.all() if concerns(request)]:
         if whole.split is not None:
-            _restart(whole, queue, open_requests)
+            open_requests.join_again(whole)
             waiting.insert(0, whole)
         elif whole.phase is Phase.WAITING and whole not in queue.suspects:
             queue.remove(whole)
@@ -55,19 +55,6 @@ def replan_requests(
             queue.push_suspect(whole)
         else:
             queue.push(whole)
-
-
-def _restart(whole: Request, queue: ModelQueue, open_requests: OpenRequests) -> None:
-    """Forgets the parts of a split request; it is in no queue then."""
-    split = whole.split
-    assert split is not None
-    open_requests.drop_parts(whole)
-    if whole.phase is Phase.WAITING:
-        queue.remove(whole)
-    for part in split.parts:
-        if part.deaths > whole.deaths:
-            whole.deaths, whole.avoid = part.deaths, part.avoid
-    whole.split = None
 
 
 def _change_plan(request: Request, replan: Callable[[Plan], Plan]) -> None:
