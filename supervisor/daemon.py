@@ -226,7 +226,7 @@ class Daemon:
         for number in inbox.read():
             try:
                 if number == signal.SIGHUP:
-                    parts.orders.reload(parts.audit.watch("reload", "signal", number.name, {}, lambda _: None))
+                    parts.orders.reload(functools.partial(parts.audit.note, "reload", "signal", number.name, {}))
                 elif number == signal.SIGUSR1:
                     parts.request_log.reopen()
                 else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from multitower.errors import MultitowerError, Reason
 
@@ -40,8 +40,6 @@ MAX_SLOT: Final = (1 << 31) - 1
 
 _NOT_TAKEN: Final = (Reason.FORBIDDEN, Reason.UNAUTHENTICATED, Reason.KIND_UNKNOWN, Reason.QUEUE_FULL)
 """Outcomes that anybody may cause who can connect."""
-
-Answer = TypeVar("Answer")
 
 
 class _Refusals:
@@ -74,43 +72,17 @@ class Audit:
         self._strangers = TokenBucket(STRANGERS_PER_S, STRANGERS_AT_ONCE, clock())
         self._strangers_not_logged = 0
 
-    def watch(
-        self, operation: str, who: str, origin: str, header: Mapping[str, Any], done: Callable[[Answer], None]
-    ) -> Callable[[Answer], None]:
-        """Returns what to call instead of `done` with the answer to an operation: it writes the outcome before.
+    def note(self, operation: str, who: str, origin: str, header: Mapping[str, Any], answer: object) -> None:
+        """Writes the outcome of an operation.
 
         Args:
             operation: what was asked for, such as `load`.
             who: the name of the principal, or of the local user.
             origin: where it was asked from.
             header: of the request.
-            done: takes the answer.
-        """
-        what = described(header)
-
-        def watched(answer: Answer) -> None:
-            error = answer if isinstance(answer, MultitowerError) else None
-            self._write(operation, who, origin, what | changed_principals(answer), error)
-            done(answer)
-
-        return watched
-
-    def note(self, operation: str, who: str, origin: str, header: Mapping[str, Any], answer: object) -> None:
-        """Writes the outcome of an operation.
-
-        Args:
-            operation: see `watch`.
-            who: likewise.
-            origin: likewise.
-            header: likewise.
             answer: to it; an error if it was not carried out.
         """
         error = answer if isinstance(answer, MultitowerError) else None
-        self._write(operation, who, origin, described(header) | changed_principals(answer), error)
-
-    def _write(
-        self, operation: str, who: str, origin: str, what: Mapping[str, Any], error: MultitowerError | None
-    ) -> None:
         not_logged = None
         if error is not None and error.reason in _NOT_TAKEN:
             not_logged = self._count_refusal(who, origin)
@@ -122,7 +94,8 @@ class Audit:
             logging.INFO if error is None else logging.WARNING,
             EventKind.AUDIT,
             f"audit: {operation} by {who}: {outcome}",
-            **what,
+            **described(header),
+            **changed_principals(answer),
             operation=operation,
             principal=who,
             **{"from": origin or None},

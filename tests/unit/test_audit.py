@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from multitower.errors import MultitowerError, Reason, make
+from multitower.errors import Reason, make
 from multitower.supervisor.loop.history import EventHistory
 from multitower.supervisor.security.audit import MAX_ASKERS, REFUSED_AT_ONCE, REFUSED_PER_S, STRANGERS_AT_ONCE, Audit
 
@@ -29,20 +29,10 @@ def scene() -> Scene:
     return Scene()
 
 
-def test_the_outcome_is_written_when_it_is_known_and_then_answered(
-    scene: Scene, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_outcome_is_a_line_of_the_log_and_an_event(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "multitower.audit")
-    answers: list[dict[str, Any] | MultitowerError] = []
-
-    def done(answer: dict[str, Any] | MultitowerError) -> None:
-        assert len(scene.events()) == 1
-        answers.append(answer)
-
-    watched = scene.audit.watch("load", "alice", "10.0.0.1:5", {"model_name": "digits", "token": "secret"}, done)
-    assert scene.events() == []
-    watched({"model_name": "digits"})
-    assert answers == [{"model_name": "digits"}]
+    header = {"model_name": "digits", "token": "secret"}
+    scene.audit.note("load", "alice", "10.0.0.1:5", header, {"model_name": "digits"})
     expected = {"operation": "load", "principal": "alice", "from": "10.0.0.1:5", "outcome": "ok", "model": "digits"}
     assert scene.events() == [
         {"kind": "audit", "level": "info", "message": "audit: load by alice: ok", **expected},
@@ -78,7 +68,7 @@ def test_a_reload_is_written_with_the_principals_that_it_changed(
     caplog.set_level(logging.INFO, "multitower.audit")
     answer = {"principals": {"number": 1, "added": ["a", "b"], "removed": ["c"], "changed": []}}
     scene.audit.note("reload", "alice", "", {}, answer)
-    scene.audit.watch("reload", "signal", "SIGHUP", {}, lambda _: None)(answer)
+    scene.audit.note("reload", "signal", "SIGHUP", {}, answer)
     for record in caplog.records:
         fields = record.__dict__["fields"]
         assert (fields["outcome"], fields["principals_added"], fields["principals_removed"]) == ("ok", "a,b", "c")
