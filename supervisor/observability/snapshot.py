@@ -172,11 +172,10 @@ class Snapshot:
     authentication_failures: Mapping[tuple[str, str], int] | None
 
 
-def count_dropped_replies(router: Router, endpoints: Endpoints | None) -> int:
+def count_dropped_replies(router: Router, endpoints: Endpoints) -> int:
     """Returns the replies that were dropped for clients of the front sockets, and for the gateway."""
     # The gateway's socket is not one of the router's front sockets: these are the endpoints of `listen`.
-    gateway = endpoints.gateway if endpoints is not None else None
-    fronts = router.fronts if gateway is None else [*router.fronts, gateway]
+    fronts = router.fronts if endpoints.gateway is None else [*router.fronts, endpoints.gateway]
     return sum(front.dropped for front in fronts)
 
 
@@ -191,12 +190,12 @@ class SnapshotReader:
         manager: the worker processes.
         settings: the settings in force.
         loop_lag: measures the event loop.
-        sampler: measures devices and processes; None where nothing does.
-        endpoints: the daemon's; None where there are none.
+        sampler: measures devices and processes.
+        endpoints: the daemon's.
         gateway: the daemon's; None where none is configured.
-        tracing: the daemon's; None where there is none.
+        tracing: the daemon's.
         access: the daemon's; None without `security`.
-        request_log: the daemon's; None where there is none.
+        request_log: the daemon's.
     """
 
     def __init__(
@@ -206,12 +205,12 @@ class SnapshotReader:
         manager: WorkerManager,
         settings: ActiveSettings,
         loop_lag: LoopLag,
-        sampler: Sampler | None = None,
-        endpoints: Endpoints | None = None,
-        gateway: Gateway | None = None,
-        tracing: Tracing | None = None,
-        access: AccessControl | None = None,
-        request_log: RequestLog | None = None,
+        sampler: Sampler,
+        endpoints: Endpoints,
+        gateway: Gateway | None,
+        tracing: Tracing,
+        access: AccessControl | None,
+        request_log: RequestLog,
     ) -> None:
         self._router = router
         self._manager = manager
@@ -246,13 +245,13 @@ class SnapshotReader:
             replies_dropped=count_dropped_replies(router, self._endpoints),
             unread_bytes=router.unread.total,
             loop_lag=Times(self._loop_lag.histogram.copy_counts(), self._loop_lag.total_ns),
-            gpus=self._sampler.gpus() if self._sampler is not None else {},
+            gpus=self._sampler.gpus(),
             gateway=self._gateway.total_counts() if self._gateway is not None else None,
             serving_slots=self._count_serving_slots(),
-            spans_exported=self._tracing.exported if self._tracing is not None else 0,
-            spans_dropped=self._tracing.dropped if self._tracing is not None else 0,
-            log_lines_dropped=self._request_log.dropped if self._request_log is not None else 0,
-            log_rotations_failed=self._request_log.failed_rotations if self._request_log is not None else 0,
+            spans_exported=self._tracing.exported,
+            spans_dropped=self._tracing.dropped,
+            log_lines_dropped=self._request_log.dropped,
+            log_rotations_failed=self._request_log.failed_rotations,
             compatibility=self._settings.current.config.metrics.compatibility,
             authentication_failures=dict(self._access.failures.counts) if self._access is not None else None,
         )
@@ -293,7 +292,7 @@ class SnapshotReader:
     def _copy_slot(self, slot: Slot, condition: SlotCondition, now: float) -> SlotSnapshot:
         route = slot.route
         totals = self._router.worker_totals.get(slot.number, _NO_BATCHES)
-        sample = self._sampler.sample(slot.number) if self._sampler is not None else None
+        sample = self._sampler.sample(slot.number)
         own_memory = sample is not None and sample.device_memory_of == "process"
         return SlotSnapshot(
             number=slot.number,

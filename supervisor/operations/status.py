@@ -49,10 +49,10 @@ class StatusReporter:
         refused_versions: returns why versions in a model's folder are not served, by model and version.
         last_reload: returns the reload that was begun last; None before the first.
         started: when the daemon started, in monotonic seconds.
-        sampler: measures the processes; None leaves the figures `null`.
-        endpoints: the daemon's; None leaves `control` and `connections` `null`.
+        sampler: measures the processes.
+        endpoints: the daemon's.
         gateway: the daemon's; None where none is configured.
-        tracing: the daemon's; None leaves the figures `null`.
+        tracing: the daemon's.
         access: the daemon's; None without `security`.
     """
 
@@ -67,11 +67,11 @@ class StatusReporter:
         refused_versions: Callable[[], Mapping[tuple[str, str], str]],
         last_reload: Callable[[], LastReload | None],
         started: float,
-        sampler: Sampler | None = None,
-        endpoints: Endpoints | None = None,
-        gateway: Gateway | None = None,
-        tracing: Tracing | None = None,
-        access: AccessControl | None = None,
+        sampler: Sampler,
+        endpoints: Endpoints,
+        gateway: Gateway | None,
+        tracing: Tracing,
+        access: AccessControl | None,
     ) -> None:
         self._lifecycle = lifecycle
         self._readiness = readiness
@@ -149,7 +149,7 @@ class StatusReporter:
             "state": self._lifecycle.state.value,
             "started": self._started_time,
             "uptime_s": round(now - self._started, 3),
-            "rss_bytes": self._sampler.own_rss_bytes if self._sampler is not None else None,
+            "rss_bytes": self._sampler.own_rss_bytes,
             "listen": [front.endpoint for front in router.fronts],
             "spares": [{"pid": spare.child.pid, "state": spare.state} for spare in self._manager.spares],
             **self._readiness.report(),
@@ -157,12 +157,12 @@ class StatusReporter:
             "rejected": router.refused.count,
             "refused": _report_counts(router.refused.by_reason, now),
             "late": scheduler.late_answers,
-            "replies_dropped": count_dropped_replies(self._router, self._endpoints),
+            "replies_dropped": count_dropped_replies(router, self._endpoints),
             "unread_bytes": router.unread.total,
-            "control": self._endpoints.control.endpoint if self._endpoints is not None else None,
+            "control": self._endpoints.control.endpoint,
             "connections": self._report_connections(),
             "gateway": self._gateway.report(now) if self._gateway is not None else None,
-            "tracing": self._tracing.report() if self._tracing is not None else None,
+            "tracing": self._tracing.report(),
             "insecure": self._settings.current.config.insecure,
             "principals": self._access.report() if self._access is not None else None,
             "waiting": self._waiting(),
@@ -192,10 +192,12 @@ class StatusReporter:
 
     def _waiting(self) -> list[dict[str, str]]:
         """Returns what the daemon waits for and tries again by itself."""
-        endpoints = self._endpoints.problems if self._endpoints is not None else {}
         addresses = self._gateway.missing if self._gateway is not None else {}
         return [
-            *({"kind": problem_kind(name), "name": name, "cause": cause} for name, cause in endpoints.items()),
+            *(
+                {"kind": problem_kind(name), "name": name, "cause": cause}
+                for name, cause in self._endpoints.problems.items()
+            ),
             *({"kind": ENDPOINT, "name": address, "cause": cause} for address, cause in addresses.items()),
             *(
                 {"kind": entry.kind, "name": entry.name, "cause": entry.cause}
@@ -203,9 +205,7 @@ class StatusReporter:
             ),
         ]
 
-    def _report_connections(self) -> dict[str, Any] | None:
-        if self._endpoints is None:
-            return None
+    def _report_connections(self) -> dict[str, Any]:
         connections = self._endpoints.connections
         return {"open": connections.open, "max": connections.maximum, "paused": connections.paused}
 

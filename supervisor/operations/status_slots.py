@@ -27,10 +27,10 @@ class SlotRows:
     Args:
         router: knows what the worker of each slot does.
         manager: the slots.
-        sampler: measures the processes; None leaves the figures `null`.
+        sampler: measures the processes.
     """
 
-    def __init__(self, router: Router, manager: WorkerManager, sampler: Sampler | None) -> None:
+    def __init__(self, router: Router, manager: WorkerManager, sampler: Sampler) -> None:
         self._router = router
         self._manager = manager
         self._sampler = sampler
@@ -73,7 +73,7 @@ class SlotRows:
 
     def _slot(self, slot: Slot, condition: SlotCondition, now: float) -> dict[str, Any]:
         route = slot.route
-        sample = self._sampler.sample(slot.number) if self._sampler is not None else None
+        sample = self._sampler.sample(slot.number)
         batch_times = route.batch_times if route is not None else None
         return {
             "slot": slot.number,
@@ -108,7 +108,7 @@ class SlotRows:
             "device_memory_bytes": sample.device_memory_bytes if sample is not None else None,
             "device_memory_of": sample.device_memory_of if sample is not None else None,
             "utilization_percent": sample.utilization_percent if sample is not None else None,
-            "device_present": self._sampler.are_devices_present(slot.number) if self._sampler is not None else None,
+            "device_present": self._sampler.are_devices_present(slot.number),
             "devices": [
                 {
                     "name": device.name,
@@ -117,7 +117,7 @@ class SlotRows:
                     "utilization_percent": device.utilization_percent,
                     "present": device.present,
                 }
-                for device in (self._sampler.sample_devices(slot.number) if self._sampler is not None else ())
+                for device in self._sampler.sample_devices(slot.number)
             ],
             "models": self._slot_models(slot),
             "towers": _towers(route) if route is not None else [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 from fake_workers import Scene
@@ -14,7 +15,9 @@ from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.machine.resources import Sampler
 from multitower.supervisor.observability.loop_lag import LoopLag
 from multitower.supervisor.observability.metrics_reply import Metrics
+from multitower.supervisor.observability.request_log import RequestLog
 from multitower.supervisor.observability.snapshot import SnapshotReader
+from multitower.supervisor.observability.tracing import Tracing
 from multitower.supervisor.operations.content_hashing import ContentHasher
 from multitower.supervisor.operations.model_orders import ModelOrders
 from multitower.supervisor.operations.order_queue import OrderContext, OrderQueue
@@ -25,9 +28,38 @@ from multitower.supervisor.operations.readiness import Readiness
 from multitower.supervisor.operations.service_manager import Announcer, ServiceManager
 from multitower.supervisor.operations.status import StatusReporter
 from multitower.supervisor.operations.version_watch import VersionWatch
+from multitower.supervisor.routing.endpoints import Endpoints
 from multitower.supervisor.settings import ActiveSettings, Settings
 
 Answer = dict[str, Any] | MultitowerError
+
+
+def no_measurements() -> Sampler:
+    """Stands for a `Sampler` that has measured nothing."""
+    nothing = SimpleNamespace(
+        own_rss_bytes=None,
+        gpus=dict,
+        sample=lambda _slot: None,
+        sample_devices=lambda _slot: (),
+        are_devices_present=lambda _slot: None,
+    )
+    return cast(Sampler, nothing)
+
+
+def no_endpoints() -> Endpoints:
+    """Stands for `Endpoints` that nobody can connect to."""
+    nothing = SimpleNamespace(
+        gateway=None,
+        problems={},
+        control=SimpleNamespace(endpoint=None),
+        connections=SimpleNamespace(open=0, maximum=0, paused=False),
+    )
+    return cast(Endpoints, nothing)
+
+
+def no_traces() -> Tracing:
+    """Stands for `Tracing` that traces nothing."""
+    return cast(Tracing, SimpleNamespace(report=lambda: None, exported=0, dropped=0))
 
 
 class ImmediateJobs:
@@ -59,7 +91,7 @@ class Operations:
         scene: the fleet.
         settings: the settings in force.
         read_config: reads the configuration.
-        sampler: what measures the processes.
+        sampler: what measures the processes; None for no figures.
     """
 
     def __init__(
@@ -84,6 +116,7 @@ class Operations:
         self.model_orders = ModelOrders(self.context)
         self.presence_watch = PresenceWatch(self.context)
         self.watch = VersionWatch(self.context, self.readiness, self.model_orders)
+        sampler = sampler or no_measurements()
         self.status = StatusReporter(
             lifecycle=self.lifecycle,
             readiness=self.readiness,
@@ -94,6 +127,10 @@ class Operations:
             last_reload=lambda: self.orders.last_reload,
             started=scene.now,
             sampler=sampler,
+            endpoints=no_endpoints(),
+            gateway=None,
+            tracing=no_traces(),
+            access=None,
         )
         self.queries = Queries(self.readiness, self.status, scene.router, self.settings, 1 << 20)
         self.loop_lag = LoopLag()
@@ -103,5 +140,10 @@ class Operations:
             settings=self.settings,
             loop_lag=self.loop_lag,
             sampler=sampler,
+            endpoints=no_endpoints(),
+            gateway=None,
+            tracing=no_traces(),
+            access=None,
+            request_log=cast(RequestLog, SimpleNamespace(dropped=0, failed_rotations=0)),
         )
         self.metrics = Metrics(self.snapshots, cast(BackgroundJobs, ImmediateJobs()))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_front import FakeFront
+from fake_operations import no_endpoints, no_measurements, no_traces
 
 from multitower import Code, tensors, wire
 from multitower.client import codec
@@ -164,6 +165,11 @@ def daemon() -> Router:
         refused_versions=dict,
         last_reload=lambda: None,
         started=0.0,
+        sampler=no_measurements(),
+        endpoints=no_endpoints(),
+        gateway=None,
+        tracing=no_traces(),
+        access=None,
     )
     queries = Queries(readiness, status, router, settings, model["max_message_size"])
     metrics = [b'{"content_type":"text/plain"}', b"text"]
