@@ -341,10 +341,7 @@ def _start_errors(config: Config, *, strict: bool) -> Iterator[None]:
         raise StartError(Exit.UNAVAILABLE, f"{error}; {error.advice}, or remove `gateway` from {config.path}") from None
     except OSError as error:
         temporary = not strict and (isinstance(error, NotBindableYetError) or may_pass(error))
-        # Ours have no number; the system's begin with it, and do not say what the daemon wanted with the file.
         cause = str(error)
-        if error.filename is not None and error.strerror:
-            cause = (
-                f"{os.fsdecode(error.filename)} cannot be made or used: {error.strerror}; see runtime_dir and listen"
-            )
+        if error.filename is not None and error.strerror:  # the system's, which begins with a number
+            cause = f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
         raise StartError(Exit.TEMPORARY if temporary else Exit.CONFIG, cause) from None

@@ -51,6 +51,22 @@ class HeldError(Exception):
     """Another process holds an endpoint or a folder; the message names it."""
 
 
+class RuntimeDirError(OSError):
+    """The system did not let the daemon make or use its runtime folder. The message names the folder and the setting.
+
+    Args:
+        error: as the system raised it, with the path.
+        setting: what the user changes to get another folder.
+    """
+
+    def __init__(self, error: OSError, setting: str) -> None:
+        path = os.fsdecode(error.filename)
+        super().__init__(error.errno, f"{path} cannot be made or used: {error.strerror}; see {setting}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 class NotBindableYetError(OSError):
     """An endpoint cannot be bound now, but perhaps later: its address, name or folder is not there yet."""
 
@@ -188,12 +204,22 @@ class RuntimeDir:
 
     Raises:
         HeldError: another daemon uses the folder.
-        OSError: the folder cannot be made or used.
+        RuntimeDirError: the system did not let the daemon make or use it.
+        OSError: the folder cannot be used.
     """
 
     def __init__(self, configured: Path | None) -> None:
         systemd = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
         chosen = configured or (Path(systemd) if systemd else None)
+        try:
+            self._open(chosen)
+        except OSError as error:
+            if error.filename is None or error.strerror is None:
+                raise  # the daemon's own, which says what to do
+            from_systemd = "RuntimeDirectory of the systemd unit, or set runtime_dir"
+            raise RuntimeDirError(error, "runtime_dir" if configured or not systemd else from_systemd) from None
+
+    def _open(self, chosen: Path | None) -> None:
         self._temporary = chosen is None
         if chosen is None:
             base, refused = temporary_base()

@@ -68,7 +68,7 @@ class RequestPlanner:
 
     # Changes of the models. Each discards the plans that it may have made wrong.
 
-    def add_version(self, report: ModelReport, *, generation: int, newest: bool = True) -> Served:
+    def add_version(self, report: ModelReport, *, generation: int, newest: bool) -> Served:
         """Adds a version that a worker has loaded: requests are checked against this description from now on.
 
         Args:

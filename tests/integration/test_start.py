@@ -21,6 +21,7 @@ from running import Running
 
 from multitower import Client, Unavailable
 from multitower.exit_codes import Exit
+from multitower.supervisor import parts
 from multitower.supervisor.config.loading import load
 from multitower.supervisor.daemon import Daemon, StartError
 from multitower.supervisor.machine.descriptors import ENOUGH
@@ -187,7 +188,7 @@ def test_a_runtime_dir_that_cannot_be_made_now_is_no_mistake_of_the_file(
     monkeypatch.setattr(os, "mkdir", mkdir)
     read = functools.partial(load, config)
     with pytest.raises(
-        StartError, match=re.escape(f"{folder} cannot be made or used: {os.strerror(number)}; see")
+        StartError, match=re.escape(f"{folder} cannot be made or used: {os.strerror(number)}; see runtime_dir")
     ) as caught:
         Daemon(read(), read, strict=strict)
     assert caught.value.code == code
@@ -220,10 +221,25 @@ def test_a_runtime_dir_with_a_wrong_path_is_a_mistake_of_the_file(tmp_path: Path
     config.write_text(f"{CONFIG}runtime_dir: /dev/null/run\n".replace("{endpoint}", tmp_socket))
     read = functools.partial(load, config)
     with pytest.raises(
-        StartError, match=r"^/dev/null/run cannot be made or used: Not a directory; see runtime_dir"
+        StartError, match=r"^/dev/null/run cannot be made or used: Not a directory; see runtime_dir$"
     ) as caught:
         Daemon(read(), read)
     assert caught.value.code == Exit.CONFIG
+
+
+def test_an_error_of_the_system_with_another_path_names_no_setting(
+    tmp_path: Path, tmp_socket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.replace("{endpoint}", tmp_socket))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/proc/self/limits")
+
+    monkeypatch.setattr(parts, "apply_descriptor_limit", refuse)
+    read = functools.partial(load, config)
+    with pytest.raises(StartError, match=r"^/proc/self/limits cannot be used: Permission denied$"):
+        Daemon(read(), read)
 
 
 def test_the_soft_limit_of_descriptors_is_raised_at_the_start(tmp_path: Path) -> None:

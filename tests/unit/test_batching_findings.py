@@ -284,12 +284,12 @@ WITH_OFFSET = (wire.Tensor("offset", "FP32", ()), wire.Tensor("x", "UINT8", (2,)
 
 def test_a_finding_elsewhere_leaves_unbatched_requests_unbatched() -> None:
     planner = RequestPlanner({"m": 30.0})
-    planner.add_version(PARTLY_BATCHED, generation=0)
+    planner.add_version(PARTLY_BATCHED, newest=True, generation=0)
     plan = planner.plan(wire.infer_header("m", WITH_OFFSET))
     assert (plan.key.spec.batched, plan.key.max_batch_size) == (False, 0)
     others = (replace(PARTLY_BATCHED.signatures[0], max_batch_size=0, unbatched_because=BECAUSE),)
     described = replace(PARTLY_BATCHED, signatures=others)
-    planner.add_version(described, generation=0)
+    planner.add_version(described, newest=True, generation=0)
     changed = planner.change_plan(plan, described)
     assert (changed.key.spec.batched, changed.key.max_batch_size) == (False, 0)
     assert planner.plan(wire.infer_header("m", WITH_OFFSET)).key is changed.key, "new requests share it"
@@ -298,7 +298,7 @@ def test_a_finding_elsewhere_leaves_unbatched_requests_unbatched() -> None:
 @pytest.mark.parametrize("inputs", [WITH_OFFSET, WITH_OFFSET[1:]], ids=["unbatched before", "batched before"])
 def test_a_changed_plan_keeps_what_batching_does_not_concern(inputs: tuple[wire.Tensor, ...]) -> None:
     planner = RequestPlanner({"m": 30.0})
-    planner.add_version(PARTLY_BATCHED, generation=0)
+    planner.add_version(PARTLY_BATCHED, newest=True, generation=0)
     area = wire.Area("mt-1-2-" + "0" * 32, 4096, 24)
     plan = planner.plan(wire.infer_header("m", inputs, timeout_us=5_000_000, priority=7, areas={"y": area}))
     assert (plan.timeout_is_own, plan.priority, plan.shared is None) == (True, 7, False)

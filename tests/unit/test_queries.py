@@ -92,7 +92,7 @@ def test_the_status_tells_how_each_signature_is_batched(tmp_path: Path, sampler:
         SignatureReport(name="alone", unbatched_because="the values of output 'y' differ"),
         SignatureReport(name="varying", max_batch_size=8, unverified_because="its outputs vary from run to run"),
     )
-    daemon.scene.router.planner.add_version(replace(report, signatures=others), generation=0)
+    daemon.scene.router.planner.add_version(replace(report, signatures=others), newest=True, generation=0)
     (row,) = daemon.operations.status.report(daemon.scene.now)["models"]
     assert row["unbatched_because"] is None
     assert row["signatures"] == {
@@ -111,10 +111,10 @@ def test_metadata_has_the_signature_defs_of_the_generation_that_serves(tmp_path:
     planner, queries = daemon.scene.router.planner, daemon.operations.queries
     (report,) = planner.catalog.newest.values()
     for generation, definitions in enumerate(("Zmlyc3Q=", "c2Vjb25k"), 1):
-        planner.add_version(replace(report, signature_defs=definitions), generation=generation)
+        planner.add_version(replace(report, signature_defs=definitions), newest=True, generation=generation)
         metadata = queries.answer(wire.MODEL_METADATA, {"model_name": "m"}, daemon.scene.now)
         assert metadata["signature_defs"] == definitions
-    planner.add_version(report, generation=3)  # of another format
+    planner.add_version(report, newest=True, generation=3)  # of another format
     assert "signature_defs" not in queries.answer(wire.MODEL_METADATA, {"model_name": "m"}, daemon.scene.now)
 
 

@@ -40,7 +40,7 @@ def header(rows: int = 2, order: str = "xs", **more: Any) -> bytes:
 @pytest.fixture
 def admitted() -> RequestPlanner:
     made = RequestPlanner({"m": 30.0, "other": 1.0})
-    made.add_version(report(), generation=0)
+    made.add_version(report(), newest=True, generation=0)
     return made
 
 
@@ -57,7 +57,7 @@ def test_equal_headers_share_a_plan_and_equal_shapes_a_key(admitted: RequestPlan
 def test_the_number_of_cached_keys_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, keys: int) -> None:
     monkeypatch.setattr(request_plans, bound, keys)
     made = RequestPlanner({"m": 30.0})
-    made.add_version(report(inputs=None), generation=0)
+    made.add_version(report(inputs=None), newest=True, generation=0)
     text = wire.Tensor("s", "BYTES", (2,))
     asked = [wire.infer_header("m", [wire.Tensor("x", "FP32", (2, 100 + dim)), text]) for dim in range(9)]
     first = made.plan(asked[0]).key
@@ -95,7 +95,7 @@ SIGNED = {
 
 
 def test_a_request_is_checked_against_the_signature_that_it_names(admitted: RequestPlanner) -> None:
-    admitted.add_version(report(**SIGNED), generation=0)
+    admitted.add_version(report(**SIGNED), newest=True, generation=0)
     scalar = wire.infer_header("m", [wire.Tensor("n", "INT64", ())], signature="sum")
     plan = admitted.plan(scalar)
     assert (plan.key.spec.signature, plan.key.spec.batched, plan.key.max_batch_size) == ("sum", False, 0)
@@ -106,7 +106,7 @@ def test_a_request_is_checked_against_the_signature_that_it_names(admitted: Requ
 
 
 def test_the_default_signature_by_name_shares_batches_with_none(admitted: RequestPlanner) -> None:
-    admitted.add_version(report(**SIGNED), generation=0)
+    admitted.add_version(report(**SIGNED), newest=True, generation=0)
     assert admitted.plan(header(signature="serving_default")).key is admitted.plan(header()).key
     assert admitted.plan(header()).key.max_batch_size == 8
 
@@ -122,15 +122,15 @@ def test_the_default_signature_by_name_shares_batches_with_none(admitted: Reques
 def test_an_unknown_or_unservable_signature_is_refused(
     admitted: RequestPlanner, more: dict[str, Any], name: str, message: str
 ) -> None:
-    admitted.add_version(report(**more), generation=0)
+    admitted.add_version(report(**more), newest=True, generation=0)
     with pytest.raises(NotFound, match=message) as raised:
         admitted.plan(header(signature=name))
     assert (raised.value.reason, raised.value.details["field"]) == ("signature_unknown", "parameters.signature_name")
 
 
 def test_another_set_of_signatures_is_another_interface(admitted: RequestPlanner) -> None:
-    assert admitted.add_version(report(**SIGNED), generation=0) != admitted.add_version(
-        report(signature="serving_default"), generation=0
+    assert admitted.add_version(report(**SIGNED), newest=True, generation=0) != admitted.add_version(
+        report(signature="serving_default"), newest=True, generation=0
     )
 
 
@@ -148,7 +148,7 @@ def lengths(rows: int, length: int) -> bytes:
 
 
 def test_requests_of_other_lengths_share_a_key_if_padded(admitted: RequestPlanner) -> None:
-    admitted.add_version(report(**VARIABLE), generation=0)
+    admitted.add_version(report(**VARIABLE), newest=True, generation=0)
     three, five = admitted.plan(lengths(1, 3)), admitted.plan(lengths(2, 5))
     assert three.key is five.key
     assert three.key.spec.inputs == (("x", "FP32", (-1, 2)), ("s", "BYTES", ()), ("", "INT64", (1,)))
@@ -158,13 +158,13 @@ def test_requests_of_other_lengths_share_a_key_if_padded(admitted: RequestPlanne
 
 
 def test_requests_of_other_lengths_have_other_keys_if_not_padded(admitted: RequestPlanner) -> None:
-    admitted.add_version(report(**VARIABLE | {"pad_variable_length_inputs": False}), generation=0)
+    admitted.add_version(report(**VARIABLE | {"pad_variable_length_inputs": False}), newest=True, generation=0)
     assert admitted.plan(lengths(1, 3)).key is not admitted.plan(lengths(1, 5)).key
 
 
 @pytest.mark.parametrize(("rows", "length"), [(9, 3), (1, 0)])
 def test_requests_that_are_split_or_empty_are_not_padded(admitted: RequestPlanner, rows: int, length: int) -> None:
-    admitted.add_version(report(**VARIABLE), generation=0)
+    admitted.add_version(report(**VARIABLE), newest=True, generation=0)
     plan = admitted.plan(lengths(rows, length))
     assert plan.key.spec.inputs == (("x", "FP32", (length, 2)), ("s", "BYTES", ()))
     assert plan.sizes_frame is None
@@ -172,7 +172,7 @@ def test_requests_that_are_split_or_empty_are_not_padded(admitted: RequestPlanne
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_request_without_rows_runs_as_if_its_model_were_unbatched(padded: bool, admitted: RequestPlanner) -> None:
-    admitted.add_version(report(**VARIABLE | {"pad_variable_length_inputs": padded}), generation=0)
+    admitted.add_version(report(**VARIABLE | {"pad_variable_length_inputs": padded}), newest=True, generation=0)
     plan = admitted.plan(lengths(0, 3))
     assert plan.key.spec.inputs == (("x", "FP32", (0, 3, 2)), ("s", "BYTES", (0,)))
     assert (plan.key.spec.batched, plan.key.max_batch_size, plan.rows) == (False, 0, 1)
@@ -180,7 +180,9 @@ def test_a_request_without_rows_runs_as_if_its_model_were_unbatched(padded: bool
 
 
 def test_rows_without_elements_are_batched_up_to_a_limit(admitted: RequestPlanner) -> None:
-    admitted.add_version(report(inputs=(TensorReport(name="x", datatype="FP32", shape=(-1, -1)),)), generation=0)
+    admitted.add_version(
+        report(inputs=(TensorReport(name="x", datatype="FP32", shape=(-1, -1)),)), newest=True, generation=0
+    )
     most = admitted.plan(wire.infer_header("m", [wire.Tensor("x", "FP32", (MAX_EMPTY_ROWS, 0))]))
     assert (most.rows, most.key.spec.batched, most.sizes) == (MAX_EMPTY_ROWS, True, (0,))
     with pytest.raises(InvalidRequest, match="rows without elements; a request can have 65536") as caught:
@@ -189,14 +191,14 @@ def test_rows_without_elements_are_batched_up_to_a_limit(admitted: RequestPlanne
 
 
 def test_inputs_without_variable_sizes_are_not_padded(admitted: RequestPlanner) -> None:
-    admitted.add_version(report(pad_variable_length_inputs=True), generation=0)
+    admitted.add_version(report(pad_variable_length_inputs=True), newest=True, generation=0)
     assert not admitted.plan(header()).key.spec.padded
-    admitted.add_version(report(**VARIABLE | {"max_batch_size": 0}), generation=0)
+    admitted.add_version(report(**VARIABLE | {"max_batch_size": 0}), newest=True, generation=0)
     assert not admitted.plan(lengths(1, 3)).key.spec.padded
 
 
 def test_undeclared_inputs_vary_in_every_size_but_the_rows(admitted: RequestPlanner) -> None:
-    admitted.add_version(report(pad_variable_length_inputs=True, inputs=None), generation=0)
+    admitted.add_version(report(pad_variable_length_inputs=True, inputs=None), newest=True, generation=0)
     assert admitted.plan(lengths(1, 3)).key.spec.inputs == (
         *(("s", "BYTES", ()), ("x", "FP32", (-1, -1))),
         ("", "INT64", (2,)),
@@ -205,9 +207,9 @@ def test_undeclared_inputs_vary_in_every_size_but_the_rows(admitted: RequestPlan
 
 def test_plans_are_discarded_only_when_the_model_changes(admitted: RequestPlanner) -> None:
     plan = admitted.plan(header())
-    admitted.add_version(report(load_s=9.0), generation=0)
+    admitted.add_version(report(load_s=9.0), newest=True, generation=0)
     assert admitted.plan(header()) is plan
-    admitted.add_version(report(max_batch_size=0), generation=0)
+    admitted.add_version(report(max_batch_size=0), newest=True, generation=0)
     assert admitted.plan(header()) is not plan
     assert admitted.plan(header()).key.max_batch_size == 0
 
@@ -279,7 +281,7 @@ OPTIONAL = {
 def test_requests_without_optional_inputs_have_keys_of_their_own(
     given: dict[str, tuple[int, ...]], batched: bool, padded: bool, admitted: RequestPlanner
 ) -> None:
-    admitted.add_version(report(**OPTIONAL, pad_variable_length_inputs=padded), generation=0)
+    admitted.add_version(report(**OPTIONAL, pad_variable_length_inputs=padded), newest=True, generation=0)
     plan = admitted.plan(wire.infer_header("m", [wire.Tensor(name, "FP32", shape) for name, shape in given.items()]))
     names = [name for name, _, _ in plan.key.spec.inputs if name]
     assert names == sorted(given), "in the order of the model"
@@ -289,10 +291,10 @@ def test_requests_without_optional_inputs_have_keys_of_their_own(
 
 
 def test_a_request_may_leave_out_all_inputs_if_all_are_optional(admitted: RequestPlanner) -> None:
-    admitted.add_version(report(inputs=OPTIONAL["inputs"][:1]), generation=0)
+    admitted.add_version(report(inputs=OPTIONAL["inputs"][:1]), newest=True, generation=0)
     plan = admitted.plan(wire.infer_header("m", []))
     assert (plan.key.spec.inputs, plan.key.spec.batched) == ((), False)
-    admitted.add_version(report(**OPTIONAL), generation=0)
+    admitted.add_version(report(**OPTIONAL), newest=True, generation=0)
     with pytest.raises(InvalidRequest, match="the model also needs the input 'x'"):
         admitted.plan(wire.infer_header("m", [wire.Tensor("offset", "FP32", ())]))
 
@@ -441,7 +443,7 @@ def test_the_time_to_check_a_request_is_proportional_to_its_size(outputs: bool) 
         tensors = tuple(TensorReport(name=name, datatype="FP32", shape=(-1, 4)) for name in names)
         inputs = tensors[:1] if outputs else tensors
         made = RequestPlanner({"m": 30.0})
-        made.add_version(report(inputs=inputs, outputs=tensors), generation=0)
+        made.add_version(report(inputs=inputs, outputs=tensors), newest=True, generation=0)
         text = wire.infer_header(
             "m",
             [wire.Tensor(tensor.name, "FP32", (1, 4)) for tensor in inputs],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -20,6 +21,7 @@ from multitower.supervisor.loop.runtime_dir import (
     FileLock,
     HeldError,
     RuntimeDir,
+    RuntimeDirError,
     remove_stale,
     temporary_base,
 )
@@ -51,6 +53,25 @@ def test_a_new_folder_is_made_private_and_emptied_at_the_end(short_folder: Path)
         assert mode(runtime.path) == 0o700
         runtime.worker_socket(7).touch()
     assert names(short_folder / "a" / "b") == []
+
+
+@pytest.mark.parametrize(
+    ("configured", "systemd", "setting"),
+    [
+        ("/dev/null/run", "", "runtime_dir"),
+        ("/dev/null/run", "/dev/null/unit", "runtime_dir"),
+        (None, "/dev/null/unit", "RuntimeDirectory of the systemd unit, or set runtime_dir"),
+    ],
+)
+def test_an_error_of_the_system_names_the_folder_and_the_setting(
+    configured: str | None, systemd: str, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", systemd)
+    with pytest.raises(RuntimeDirError) as caught:
+        RuntimeDir(Path(configured) if configured else None)
+    path = configured or systemd
+    assert str(caught.value) == f"{path} cannot be made or used: Not a directory; see {setting}"
+    assert caught.value.errno == errno.ENOTDIR
 
 
 @pytest.mark.parametrize("shared", [0o1777, 0o755, 0o750])

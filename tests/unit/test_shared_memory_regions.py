@@ -418,7 +418,7 @@ def test_the_router_accepts_shared_memory_of_local_clients_only(
         # Bytes in shared memory count towards the limit as bytes in frames do.
         limit = len(header) + 2 + 6 + spare
         router = Router({"m": QueueLimits(10, 1 << 20)}, {"m": 30.0}, limit)
-        router.planner.add_version(ModelReport(name="m", max_batch_size=2), generation=0)
+        router.planner.add_version(ModelReport(name="m", max_batch_size=2), newest=True, generation=0)
         router.receive(front)  # type: ignore[arg-type]
         assert errors(front) == ([] if error is None else [error])
         queue = router.scheduler.queues["m"]

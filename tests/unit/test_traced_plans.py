@@ -19,7 +19,9 @@ def planner_of_one_model() -> RequestPlanner:
     planner = RequestPlanner({"m": 30.0})
     inputs = (TensorReport(name="x", datatype="FP32", shape=(-1, 3)),)
     outputs = (TensorReport(name="y", datatype="FP32", shape=(-1, 3)),)
-    planner.add_version(ModelReport(name="m", inputs=inputs, outputs=outputs, max_batch_size=8), generation=0)
+    planner.add_version(
+        ModelReport(name="m", inputs=inputs, outputs=outputs, max_batch_size=8), newest=True, generation=0
+    )
     return planner
 
 

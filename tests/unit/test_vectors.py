@@ -186,6 +186,7 @@ def daemon() -> Router:
             inputs=inputs,
             outputs=outputs,
         ),
+        newest=True,
         generation=0,
     )
     return router
