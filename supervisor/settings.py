@@ -207,6 +207,26 @@ class Settings:
             unloaded=tuple(spec for spec in self.unloaded if spec.name != name),
         )
 
+    def without_models(self, names: Collection[str]) -> Settings:
+        """Returns these settings without some models, as if the configuration did not have them."""
+        kept = [model for model in self.config.models if model.name not in names]
+        return replace(
+            self._not_waiting_for(names),
+            config=self.config.model_copy(update={"models": tuple(kept)}),
+            placements=tuple(
+                replace(placement, models=tuple(name for name in placement.models if name not in names))
+                for placement in self.placements
+            ),
+            worker_settings=replace(
+                self.worker_settings,
+                models=tuple(spec for spec in self.worker_settings.models if spec.name not in names),
+            ),
+            limits={name: limits for name, limits in self.limits.items() if name not in names},
+            timeouts={name: timeout for name, timeout in self.timeouts.items() if name not in names},
+            labels={name: labels for name, labels in self.labels.items() if name not in names},
+            unloaded=tuple(spec for spec in self.unloaded if spec.name not in names),
+        )
+
     def with_versions(self, name: str, versions: Mapping[str, str]) -> Settings:
         """Returns these settings with other versions of one model.
 

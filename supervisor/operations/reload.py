@@ -272,11 +272,23 @@ class Reload:
         in_progress.done = replacement_ended
 
     def _restore(self) -> None:
+        removed = self._removed_models()
+        if removed:
+            self._settings.current = self._settings.current.without_models(removed)
         settings = self._settings.current
         self._router.models.to_remove = set()
         self._apply_limits(settings)
         self._manager.apply_settings(settings.worker_settings)
         self._settle_models(settings)
+
+    def _removed_models(self) -> set[str]:
+        """The models that the new settings do not have, and that the reload has taken from all slots that had them.
+
+        They stay removed where the reload ends early: otherwise the daemon would count as not ready for lack of a model
+        that nobody wants any more.
+        """
+        loaded = _names(self._settings.current.worker_settings.models)
+        return loaded - set(self._new.limits) - {spec.name for slot in self._manager.slots for spec in slot.specs}
 
     def _apply_limits(self, settings: Settings) -> None:
         """Applies what concerns the router: limits of models and of unread replies, and the choice of workers."""
@@ -295,13 +307,7 @@ class Reload:
             *settings.unloaded,
             *settings.waiting_models,
         ]
-        router.models.to_remove = set()
-        router.models.retain_models(_names(specs))
-        self._close_unloaded(settings)
-        # Workers may have failed to load models that were not configured yet, and models may have waited for
-        # replacements that were withdrawn.
-        manager.update_availability()
-        router.models.set_labels(settings.labels)
+        # First: whatever raises below, the status must not look for a model that has been removed.
         self._settings.models = [
             spec
             for name in sorted(_names(specs), key=_position_of(new))
@@ -315,6 +321,13 @@ class Reload:
                 old.waiting_models,
             )
         ]
+        router.models.to_remove = set()
+        router.models.retain_models(_names(specs))
+        self._close_unloaded(settings)
+        # Workers may have failed to load models that were not configured yet, and models may have waited for
+        # replacements that were withdrawn.
+        manager.update_availability()
+        router.models.set_labels(settings.labels)
 
     def _close_unloaded(self, settings: Settings) -> None:
         """Closes each unloaded model that no slot serves any more; opens the others."""

@@ -252,6 +252,33 @@ def test_a_defect_in_a_reload_keeps_the_models_that_it_was_to_remove(
     assert [type(answer) for answer in daemon.scene.replies()] == [list]
 
 
+@pytest.mark.parametrize("ends", ["defect in an order", "defects in an order and its undoing", "failed worker"])
+def test_a_model_that_a_reload_took_from_all_slots_is_gone_where_the_reload_ends_early(
+    daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    scene = daemon.scene
+    daemon.remove_model("n", m=2)
+    if ends == "failed worker":
+        daemon.give("reload")
+        scene.serve(scene.next_process(0))
+        scene.let_processes_end()
+        scene.tick()
+        scene.report(scene.next_process(1), "failed", "m: no weights")
+        scene.settle()
+    else:
+        with monkeypatch.context() as patched:
+            if ends == "defect in an order":
+                patched.setattr(scene.router.scheduler, "reset_crash_count", defect)
+            else:
+                patched.setattr(scene.router.models, "set_labels", defect)
+            daemon.carry_out("reload")
+    assert reasons(daemon.answers) == ["order_failed" if ends == "failed worker" else "internal_error"]
+    assert [model["name"] for model in daemon.status()] == ["m"]
+    assert daemon.operations.status.report(scene.now)["daemon"]["ready"], "nothing else lacks a worker"
+    assert reasons([daemon.carry_out("unload", "m"), daemon.carry_out("reload")]) == ["ok", "ok"]
+    assert [model["name"] for model in daemon.status()] == ["m"]
+
+
 def test_a_reload_with_a_defect_ends_after_its_replacement_in_progress(
     daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
