@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io::{self, Write};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -94,7 +95,9 @@ pub async fn run(shared: Arc<Shared>, path: PathBuf, connected: watch::Sender<bo
     let mut pause = FIRST_PAUSE;
     let mut reported = false;
     loop {
-        match timeout(HANDSHAKE, connect(&path)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        // A daemon that hangs accepts the connection and is silent.
+        let connecting = timeout(HANDSHAKE, connect(&path));
+        match while_expiring(&shared, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok((stream, buffer)) => {
                 if reported {
                     log::info("connected to the daemon again", json!({}));
@@ -133,7 +136,7 @@ pub async fn run(shared: Arc<Shared>, path: PathBuf, connected: watch::Sender<bo
                 }
             }
         }
-        sleep_and_expire(&shared, pause).await;
+        while_expiring(&shared, sleep(pause)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
@@ -176,11 +179,14 @@ pub async fn receive_reply(stream: &mut UnixStream, buffer: &mut BytesMut) -> io
     }
 }
 
-async fn sleep_and_expire(shared: &Shared, pause: Duration) {
-    let until = Instant::now() + pause;
-    while Instant::now() < until {
-        sleep((until - Instant::now()).min(EXPIRY)).await;
-        expire(shared);
+/// Waits for something, and meanwhile ends the requests whose time is over.
+async fn while_expiring<T>(shared: &Shared, work: impl Future<Output = T>) -> T {
+    let (mut work, mut ticks) = (pin!(work), interval(EXPIRY));
+    loop {
+        tokio::select! {
+            outcome = &mut work => return outcome,
+            _ = ticks.tick() => expire(shared),
+        }
     }
 }
 

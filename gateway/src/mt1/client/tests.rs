@@ -200,6 +200,20 @@ async fn without_a_daemon_a_request_fails_at_its_own_deadline() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_accepts_a_connection_and_is_silent_keeps_no_request_beyond_its_deadline() {
+    let (settings, path) = settings("silent");
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon = Daemon::start(&settings);
+    let (mut stream, _) = listener.accept().await.unwrap();
+    stream.read_exact(&mut [0; GREETING_BYTES]).await.unwrap();
+    let outcome = daemon.infer_raw(Bytes::from_static(b"{}"), Vec::new(), Duration::from_millis(50)).await;
+    assert_eq!(outcome.unwrap_err().reason, "not_connected");
+    let given_up = stream.try_read(&mut [0; 1]);
+    assert!(given_up.is_err(), "the request has waited until the handshake was given up");
+    let _ = std::fs::remove_file(path);
+}
+
+#[tokio::test]
 async fn a_request_with_areas_is_written_before_the_event_loop_has_another_turn() {
     let (settings, path) = settings("areas");
     let (daemon, mut peer) = connect(&settings, &path).await;
