@@ -112,10 +112,7 @@ bench: $(VENV)/.dev wheel ## Measure: the router beside libzmq's C proxy, its co
 	    PYTHONPATH=$(CURDIR)/$(INSTALLED) $(BIN)/python benchmarks/$$program.py || exit; done
 
 sbom: $(VENV)/.demo ## Write what a daemon consists of, in CycloneDX's format, into build/sbom; the gateway's part needs cargo
-	@scripts/venv build/sbom-tools
-	@build/sbom-tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-	    --requirement scripts/sbom-tools.txt
-	@build/sbom-tools/bin/python scripts/sbom.py build/sbom --environment $(BIN)/python
+	@$(BIN)/python scripts/sbom.py build/sbom
 
 docs: $(VENV)/.docs ## Write the generated parts of docs/, and build the documentation as a site in build/site
 	$(BIN)/python scripts/docs.py

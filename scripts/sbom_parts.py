@@ -1,17 +1,27 @@
-"""What a daemon consists of: the packages of an installation, and the crates of the gateway.
-
-`sbom.py` writes it. This part needs packaging alone, so tests can run it without the other packages of
-scripts/sbom-tools.txt.
-"""
+"""What a daemon consists of: the packages of an installation, and the crates of the gateway. `sbom.py` writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+CLASSIFIERS: Final = {
+    "License :: CC0 1.0 Universal (CC0 1.0) Public Domain Dedication": "CC0-1.0",
+    "License :: OSI Approved :: Boost Software License 1.0 (BSL-1.0)": "BSL-1.0",
+    "License :: OSI Approved :: ISC License (ISCL)": "ISC",
+    "License :: OSI Approved :: MIT License": "MIT",
+    "License :: OSI Approved :: MIT No Attribution License (MIT-0)": "MIT-0",
+    "License :: OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "License :: OSI Approved :: Python Software Foundation License": "PSF-2.0",
+    "License :: OSI Approved :: The Unlicense (Unlicense)": "Unlicense",
+    "License :: OSI Approved :: Zero-Clause BSD (0BSD)": "0BSD",
+    "License :: OSI Approved :: zlib/libpng License": "Zlib",
+}
+"""The identifiers of SPDX for classifiers that mean one licence. `BSD License`, for example, may mean several."""
 
 
 class Part(NamedTuple):
@@ -75,10 +85,17 @@ def installed_parts(present: Mapping[str, Distribution], root: str, extras: set[
 
 
 def _licence(distribution: Distribution) -> str | None:
-    """The expression, or the first line of what a distribution has as its licence, which may be all of its text."""
+    """What a distribution says about its licence.
+
+    The expression, or the first line of its licence, which may be all of its text; where it has neither, the licence
+    that its only classifier of a licence means.
+    """
     metadata = distribution.metadata
-    licence = metadata.get("License-Expression") or metadata.get("License")
-    return licence.strip().splitlines()[0][:100] if licence and licence.strip() else None
+    licence = (metadata.get("License-Expression") or metadata.get("License") or "").strip()
+    if licence:
+        return licence.splitlines()[0][:100]
+    classifiers = [each for each in metadata.get_all("Classifier") or () if each.startswith("License :: ")]
+    return CLASSIFIERS.get(classifiers[0]) if len(classifiers) == 1 else None
 
 
 def crate_parts(metadata: Mapping[str, Any], lock: Mapping[str, Any]) -> Parts:

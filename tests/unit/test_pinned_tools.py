@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
-FILES = ("ci-build-tools.txt", "ci-tools.txt", "sbom-tools.txt")
+FILES = ("ci-build-tools.txt", "ci-tools.txt")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 OF_THE_PRODUCT = {"tf-keras"}
 """What a test of the product uses as users do: the version that pip finds."""

@@ -1,14 +1,24 @@
-"""What `make sbom` lists: the packages and crates that a daemon consists of, and none of tests and tools."""
+"""What `make sbom` lists: the packages and crates that a daemon consists of, and none of tests and tools.
+
+It is written as CycloneDX 1.6 has it. The required fields are those of http://cyclonedx.org/schema/bom-1.6.schema.json.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import sys
+from datetime import datetime
 from importlib.metadata import Distribution, distributions
+from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.licenses import canonicalize_license_expression
 from packaging.utils import canonicalize_name
-from sbom_parts import Part, crate_parts, installed_parts
+from sbom import write, write_python
+from sbom_parts import CLASSIFIERS, Part, Parts, crate_parts, installed_parts
 
 
 class Made(Distribution):
@@ -66,9 +76,17 @@ def test_a_package_is_needed_by_its_extras_and_markers_if_it_is_installed() -> N
         ("License: " + "x" * 200, "x" * 100),
         ("License:  ", None),
         ("Summary: without a licence", None),
+        ("Classifier: License :: OSI Approved :: MIT License", "MIT"),
+        ("License: BSD\nClassifier: License :: OSI Approved :: MIT License", "BSD"),
+        ("Classifier: License :: OSI Approved :: BSD License", None),
+        (
+            "Classifier: License :: OSI Approved :: MIT License\n"
+            "Classifier: License :: OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)",
+            None,
+        ),
     ],
 )
-def test_a_licence_is_an_expression_or_one_line(line: str, licence: str | None) -> None:
+def test_a_licence_is_an_expression_or_one_line_or_what_one_classifier_means(line: str, licence: str | None) -> None:
     assert installed_parts(dict([made("m", licence=line)]), "m", set()).parts == {"m": Part("m", "1.0", licence)}
 
 
@@ -95,3 +113,67 @@ def test_the_crates_of_a_program_are_found_without_those_of_its_tests() -> None:
     assert found.needs == {"#gateway": {"#hyper", "#cc"}, "#hyper": {"#bytes"}, "#bytes": set(), "#cc": set()}
     assert found.parts["#gateway"] == Part("gateway", "2.0", None)
     assert found.parts["#hyper"] == Part("hyper", "2.0", "MIT OR Apache-2.0", "ab")
+
+
+def test_the_identifiers_of_classifiers_are_those_of_spdx() -> None:
+    assert {canonicalize_license_expression(each) for each in CLASSIFIERS.values()} == set(CLASSIFIERS.values())
+
+
+CHECKSUM = "0123456789abcdef" * 4
+PARTS = Parts(
+    "root",
+    {
+        "b": Part("b", "2.0+local/1", "BSD", CHECKSUM),
+        "root": Part("app", "1.0", "Apache-2.0"),
+        "a": Part("a", "0.1", "MIT OR Apache-2.0"),
+        "c": Part("c", "3", None),
+    },
+    {"root": {"a", "b"}, "a": {"c"}, "b": {"c"}, "c": set()},
+)
+
+
+def test_a_bill_of_materials_has_each_part_with_what_is_known_of_it(tmp_path: Path) -> None:
+    write(tmp_path / "x.cdx.json", PARTS, "pypi")
+    written = json.loads((tmp_path / "x.cdx.json").read_text())
+    assert written["metadata"]["component"] == {
+        "type": "application",
+        "bom-ref": "pkg:pypi/app@1.0",
+        "name": "app",
+        "version": "1.0",
+        "purl": "pkg:pypi/app@1.0",
+        "licenses": [{"license": {"id": "Apache-2.0"}}],
+    }
+    purls = ["pkg:pypi/a@0.1", "pkg:pypi/b@2.0%2Blocal%2F1", "pkg:pypi/c@3"]
+    assert [each["purl"] for each in written["components"]] == purls
+    assert [each.get("licenses") for each in written["components"]] == [
+        [{"expression": "MIT OR Apache-2.0"}],
+        [{"license": {"name": "BSD"}}],
+        None,
+    ]
+    hashes = [each.get("hashes") for each in written["components"]]
+    assert hashes == [None, [{"alg": "SHA-256", "content": CHECKSUM}], None]
+    assert written["dependencies"] == [
+        {"ref": "pkg:pypi/app@1.0", "dependsOn": purls[:2]},
+        {"ref": purls[0], "dependsOn": purls[2:]},
+        {"ref": purls[1], "dependsOn": purls[2:]},
+        {"ref": purls[2], "dependsOn": []},
+    ]
+
+
+def test_the_bill_of_this_environment_has_every_field_that_cyclonedx_requires(tmp_path: Path) -> None:
+    write_python(sys.executable, tmp_path)
+    written = json.loads((tmp_path / "python.cdx.json").read_text())
+    assert (written["bomFormat"], written["specVersion"], written["version"]) == ("CycloneDX", "1.6", 1)
+    assert re.fullmatch(r"urn:uuid:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", written["serialNumber"])
+    assert datetime.fromisoformat(written["metadata"]["timestamp"]).tzinfo is not None
+    components = [written["metadata"]["component"], *written["components"]]
+    refs = [each["bom-ref"] for each in components]
+    assert len(set(refs)) == len(refs) > 10
+    for each in components:
+        assert each["type"] in ("application", "library")
+        assert each["name"]
+        assert re.fullmatch(r"pkg:pypi/[a-z0-9-]+@[A-Za-z0-9.%!_-]+", each["purl"])
+        for licence in each.get("licenses", ()):
+            assert [*licence.get("license", licence)] in (["id"], ["name"], ["expression"])
+    assert [each["ref"] for each in written["dependencies"]] == refs
+    assert {other for each in written["dependencies"] for other in each["dependsOn"]} <= set(refs)
