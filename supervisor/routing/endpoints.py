@@ -31,6 +31,7 @@ from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..loop.runtime_dir import HeldError, NotBindableYetError, RuntimeDir
 from ..security.access_control import AccessControl
+from ..security.authenticator import GATEWAY
 from ..security.entrance import ControlEntrance, CurveEntrance, GatewayEntrance, LocalEntrance
 from ..security.zap import ZapHandler
 from .binding import IPC
@@ -168,40 +169,45 @@ class Endpoints:
                     entrance=CurveEntrance(access),
                     curve=curve,
                 )
-            unresolved = set() if background is None else _find_unresolved(listen)
-            for endpoint in listen:
-                if endpoint in unresolved:
-                    self._wait_for(
-                        endpoint, f"its name was not resolved within {exact_duration(RESOLVE_S)}; does DNS answer?"
-                    )
-                    continue
-                try:
-                    front = self._open(endpoint)
-                except NotBindableYetError as error:
-                    if background is None:
-                        raise
-                    self._wait_for(endpoint, str(error))
-                else:
-                    stack.callback(front.close)
-                    self._bound_as[endpoint] = front
-            private = CONTROL_CONNECTIONS + (GATEWAY_CONNECTIONS if for_gateway else 0)
-            self.control_connections = Connections(private, reserve=CONTROL_RESERVE)
-            stack.callback(self.control_connections.close)
-            open_private = functools.partial(self._open_ipc, connections=self.control_connections)
-            entrance = ControlEntrance(access, lambda: self.gateway_pids()) if access is not None else None
-            self.control = open_private(
-                self._control_endpoint, entrance=entrance, max_message_size=CONTROL_MESSAGE_BYTES
-            )
-            stack.callback(self.control.close)
-            self.gateway: FrontSocket | None = None
-            if for_gateway:
-                for_it = GatewayEntrance(access) if access is not None else None
-                self.gateway = open_private(self._gateway_endpoint, entrance=for_it, buffer_bytes=BUFFER_BYTES)
-                self.gateway.interface = "gateway"
+            self._open_listed(stack)
+            self._open_private(stack, access, for_gateway=for_gateway)
             stack.pop_all()
         if self.missing:
             self.retry_at = -inf
         self._touch_at = -inf
+
+    def _open_listed(self, stack: contextlib.ExitStack) -> None:
+        """Binds the endpoints of `listen`, or waits for them."""
+        unresolved = set() if self._background is None else _find_unresolved(self._listen)
+        for endpoint in self._listen:
+            if endpoint in unresolved:
+                cause = f"its name was not resolved within {exact_duration(RESOLVE_S)}; does DNS answer?"
+                self._wait_for(endpoint, cause)
+                continue
+            try:
+                front = self._open(endpoint)
+            except NotBindableYetError as error:
+                if self._background is None:
+                    raise
+                self._wait_for(endpoint, str(error))
+            else:
+                stack.callback(front.close)
+                self._bound_as[endpoint] = front
+
+    def _open_private(self, stack: contextlib.ExitStack, access: AccessControl | None, *, for_gateway: bool) -> None:
+        """Binds the endpoints in the runtime folder: that of operators, and the gateway's."""
+        maximum = CONTROL_CONNECTIONS + (GATEWAY_CONNECTIONS if for_gateway else 0)
+        self.control_connections = Connections(maximum, reserve=CONTROL_RESERVE)
+        stack.callback(self.control_connections.close)
+        open_private = functools.partial(self._open_ipc, connections=self.control_connections)
+        entrance = ControlEntrance(access, lambda: self.gateway_pids()) if access is not None else None
+        self.control = open_private(self._control_endpoint, entrance=entrance, max_message_size=CONTROL_MESSAGE_BYTES)
+        stack.callback(self.control.close)
+        self.gateway: FrontSocket | None = None
+        if for_gateway:
+            for_it = GatewayEntrance(access) if access is not None else None
+            self.gateway = open_private(self._gateway_endpoint, entrance=for_it, buffer_bytes=BUFFER_BYTES)
+            self.gateway.interface = GATEWAY
 
     @property
     def fronts(self) -> list[FrontSocket]:
