@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,9 +67,7 @@ class Settings:
     @property
     def models(self) -> tuple[ModelSpec, ...]:
         """All configured models, loaded or not, in the order of the configuration."""
-        index_of = {name: index for index, name in enumerate(self.limits)}
-        specs = (*self.worker_settings.models, *self.unloaded, *self.waiting_models)
-        return tuple(sorted(specs, key=lambda spec: index_of[spec.name]))
+        return _in_order([*self.worker_settings.models, *self.unloaded, *self.waiting_models], self.limits)
 
     def _not_waiting_for(self, names: Collection[str]) -> Settings:
         return replace(
@@ -101,11 +99,10 @@ class Settings:
         Args:
             specs: the versions of these models.
         """
-        index_of = {name: index for index, name in enumerate(self.limits)}
-        loaded = sorted([*self.worker_settings.models, *specs], key=lambda spec: index_of[spec.name])
+        loaded = _in_order([*self.worker_settings.models, *specs], self.limits)
         return replace(
             self._not_waiting_for({spec.name for spec in specs}),
-            worker_settings=replace(self.worker_settings, models=tuple(loaded)),
+            worker_settings=replace(self.worker_settings, models=loaded),
         )
 
     def with_devices(self, found: Settings, names: Collection[str]) -> Settings:
@@ -165,12 +162,7 @@ class Settings:
                 for served in old.worker_settings.models
                 if served.name == entry.name
             ]
-        if not kept:
-            return self
-        index_of = {name: index for index, name in enumerate(self.limits)}
-        specs = sorted([*self.worker_settings.models, *kept], key=lambda spec: index_of[spec.name])
-        new = self._not_waiting_for({spec.name for spec in kept})
-        return replace(new, worker_settings=replace(self.worker_settings, models=tuple(specs)))
+        return self.with_arrived(kept)
 
     def with_model_loaded(self, model: ModelConfig) -> Settings:
         """Returns these settings with one model loaded; it is added, or replaces the model of the same name.
@@ -183,10 +175,9 @@ class Settings:
         """
         name, known = model.name, {other.name: other for other in self.config.models}
         configs = tuple((known | {name: model}).values())
-        specs = [spec for spec in self.worker_settings.models if spec.name != name]
-        loaded = sorted(
-            [*specs, *_version_specs(model, self.config.folder)], key=lambda spec: _index_of(spec.name, configs)
-        )
+        limits = {**self.limits, name: _limits(model)}
+        others = [spec for spec in self.worker_settings.models if spec.name != name]
+        loaded = _in_order([*others, *_version_specs(model, self.config.folder)], limits)
         selections = {config.name: config.devices for config in configs}
         assigned = assign_models(selections, [placement.devices for placement in self.placements], self.devices)
         return replace(
@@ -197,11 +188,11 @@ class Settings:
             ),
             worker_settings=replace(
                 self.worker_settings,
-                models=tuple(loaded),
+                models=loaded,
                 execution_s={**self.worker_settings.execution_s, name: model.max_execution_time},
                 load_s={**self.worker_settings.load_s, name: model.load_timeout or self.config.load_timeout},
             ),
-            limits={**self.limits, name: _limits(model)},
+            limits=limits,
             timeouts={**self.timeouts, name: model.queue.timeout},
             labels={**self.labels, name: _labels(model)},
             unloaded=tuple(spec for spec in self.unloaded if spec.name != name),
@@ -291,8 +282,10 @@ class ActiveSettings:
         return list(dict.fromkeys(spec.name for spec in self.models))
 
 
-def _index_of(name: str, configs: Sequence[ModelConfig]) -> int:
-    return next(index for index, config in enumerate(configs) if config.name == name)
+def _in_order(specs: Iterable[ModelSpec], names: Iterable[str]) -> tuple[ModelSpec, ...]:
+    """Returns specifications in the order of these model names; the versions of a model stay in theirs."""
+    index_of = {name: index for index, name in enumerate(names)}
+    return tuple(sorted(specs, key=lambda spec: index_of[spec.name]))
 
 
 def build_settings(
@@ -351,24 +344,7 @@ def build_settings(
         config=config,
         devices=tuple(device for group in groups for device in group),
         placements=placements,
-        worker_settings=WorkerSettings(
-            models=tuple(spec for at_startup, spec in specs if at_startup),
-            execution_s={model.name: model.max_execution_time for model in config.models},
-            policy=RestartPolicy(
-                max_restarts=config.restart.max_restarts,
-                window_s=config.restart.window,
-                first_s=config.restart.backoff.first,
-                max_s=config.restart.backoff.max,
-            ),
-            load_s={model.name: model.load_timeout or config.load_timeout for model in config.models},
-            start_s=config.load_timeout,
-            slow_load_s=config.slow_load or math.inf,
-            spares=config.spares if placements else 0,  # they need the environment of a slot
-            heartbeat_s=config.heartbeat,
-            spare_environment=spare_environment(placements) if placements else {},
-            max_requests=config.max_requests or None,
-            max_rss=config.max_rss,
-        ),
+        worker_settings=_worker_settings(config, tuple(spec for at_startup, spec in specs if at_startup), placements),
         limits={model.name: _limits(model) for model in config.models},
         timeouts={model.name: model.queue.timeout for model in config.models},
         labels={model.name: _labels(model) for model in config.models if model.version_labels},
@@ -391,6 +367,29 @@ def _claimed_placements(config: Config, groups: Sequence[Group], claims: CoreCla
         ours = format_core_list(core for placement in placements for core in placement.cores)
         event(log, logging.WARNING, message, cores=format_core_list(taken), ours=ours or "workers are not bound")
     return placements
+
+
+def _worker_settings(
+    config: Config, models: tuple[ModelSpec, ...], placements: tuple[Placement, ...]
+) -> WorkerSettings:
+    return WorkerSettings(
+        models=models,
+        execution_s={model.name: model.max_execution_time for model in config.models},
+        policy=RestartPolicy(
+            max_restarts=config.restart.max_restarts,
+            window_s=config.restart.window,
+            first_s=config.restart.backoff.first,
+            max_s=config.restart.backoff.max,
+        ),
+        load_s={model.name: model.load_timeout or config.load_timeout for model in config.models},
+        start_s=config.load_timeout,
+        slow_load_s=config.slow_load or math.inf,
+        spares=config.spares if placements else 0,  # they need the environment of a slot
+        heartbeat_s=config.heartbeat,
+        spare_environment=spare_environment(placements) if placements else {},
+        max_requests=config.max_requests or None,
+        max_rss=config.max_rss,
+    )
 
 
 def _limits(model: ModelConfig) -> QueueLimits:
