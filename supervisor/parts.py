@@ -218,7 +218,7 @@ class Parts:
         self.announcer = Announcer(self.lifecycle, readiness, self.service_manager, started, self.gateway, ready_lines)
         hasher = ContentHasher()
         self.content_baseline = ContentBaseline(self.settings, self.manager, self.background, hasher)
-        self.order_queue = OrderQueue(self.lifecycle)
+        self.order_queue = OrderQueue(self.lifecycle, self.background)
         context = OrderContext(
             lifecycle=self.lifecycle,
             queue=self.order_queue,

@@ -64,7 +64,7 @@ class ModelOrders:
             new = _load_settings(old, context.read_config, name)
             return keep_fingerprints(new, old, contents, context.hasher, until)
 
-        context.queue.read_files(context.background, order, read, apply, read_s)
+        context.queue.read_files(order, read, apply, read_s)
 
     def unload(self, name: str, done: Done, recheck: Recheck | None = None) -> None:
         """Unloads a model: requests already accepted are answered, then its memory is freed.

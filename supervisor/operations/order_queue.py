@@ -156,11 +156,13 @@ class OrderQueue:
 
     Args:
         lifecycle: the daemon's; once it does not run any more, orders are refused as `draining`.
+        background: runs the steps of orders that read files.
         max_waiting: orders that wait at most.
     """
 
-    def __init__(self, lifecycle: Lifecycle, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, lifecycle: Lifecycle, background: BackgroundJobs, max_waiting: int = MAX_WAITING) -> None:
         self._lifecycle = lifecycle
+        self._background = background
         self._max_waiting = max_waiting
         self._orders: deque[Order] = deque()
         self._reading: tuple[Order, float, float] | None = None  # an order in `read_files`, until when, and its limit
@@ -191,17 +193,11 @@ class OrderQueue:
         self._advance()
 
     def read_files(
-        self,
-        background: BackgroundJobs,
-        order: Order,
-        job: Callable[[], T],
-        then: Callable[[T | Exception], None],
-        limit_s: float,
+        self, order: Order, job: Callable[[], T], then: Callable[[T | Exception], None], limit_s: float
     ) -> None:
         """Runs a step of an order that reads files in a thread; a file system that does not answer ends the order.
 
         Args:
-            background: runs the step.
             order: the order, which is being carried out.
             job: reads the files.
             then: the next step; gets what `job` returned or raised. Not called if the order may not be given any more.
@@ -228,7 +224,7 @@ class OrderQueue:
             order.check_giver()  # reading may have taken a minute
             then(outcome)
 
-        background.run(job, read)
+        self._background.run(job, read)
 
     @property
     def due(self) -> float | None:

@@ -142,7 +142,7 @@ class Orders:
 
         number = self._principals.began_to_read()
         then = functools.partial(self._apply, order, number)
-        context.queue.read_files(context.background, order, read, then, read_s)
+        context.queue.read_files(order, read, then, read_s)
 
     def _apply(self, order: Order, number: int, outcome: Settings | Exception) -> None:
         settings = self._context.settings

@@ -302,9 +302,7 @@ class PresenceWatch:
             names = [entry.name for entry in before.waiting if entry.for_devices and entry.name not in still]
             self._serve(order, before.with_devices(found, names), (DEVICES, *names), _devices_of(found))
 
-        context.queue.read_files(
-            context.background, order, partial(_find_devices, before, context.claims), serve, READ_S
-        )
+        context.queue.read_files(order, partial(_find_devices, before, context.claims), serve, READ_S)
 
     def _serve(
         self, order: Order, new: Settings, names: Sequence[str], prints: str, *, model: str | None = None

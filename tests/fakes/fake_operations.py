@@ -99,7 +99,8 @@ class Operations:
     ) -> None:
         self.lifecycle = Lifecycle(LifecycleState.RUNNING)
         self.settings = ActiveSettings(settings)
-        self.queue = OrderQueue(self.lifecycle)
+        background = cast(BackgroundJobs, ImmediateJobs())
+        self.queue = OrderQueue(self.lifecycle, background)
         self.readiness = Readiness(self.lifecycle, scene.manager, scene.router, self.settings)
         self.context = OrderContext(
             lifecycle=self.lifecycle,
@@ -107,7 +108,7 @@ class Operations:
             settings=self.settings,
             manager=scene.manager,
             router=scene.router,
-            background=cast(BackgroundJobs, ImmediateJobs()),
+            background=background,
             announcer=Announcer(self.lifecycle, self.readiness, ServiceManager({}), scene.now),
             read_config=read_config,
             hasher=ContentHasher(),

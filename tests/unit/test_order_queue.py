@@ -25,8 +25,13 @@ def lifecycle() -> Lifecycle:
 
 
 @pytest.fixture
-def queue(lifecycle: Lifecycle) -> OrderQueue:
-    return OrderQueue(lifecycle, max_waiting=10_000)
+def jobs() -> DelayedJobs:
+    return DelayedJobs()
+
+
+@pytest.fixture
+def queue(lifecycle: Lifecycle, jobs: DelayedJobs) -> OrderQueue:
+    return OrderQueue(lifecycle, cast(BackgroundJobs, jobs), max_waiting=10_000)
 
 
 def reasons(answers: list[Answer]) -> list[str]:
@@ -57,8 +62,10 @@ def test_an_order_given_by_the_answer_to_another_one_is_carried_out_after_it(que
     assert len(answers) == 3000
 
 
-def test_more_orders_than_may_wait_are_refused_with_a_time_to_try_again(lifecycle: Lifecycle) -> None:
-    queue = OrderQueue(lifecycle, max_waiting=2)
+def test_more_orders_than_may_wait_are_refused_with_a_time_to_try_again(
+    lifecycle: Lifecycle, jobs: DelayedJobs
+) -> None:
+    queue = OrderQueue(lifecycle, cast(BackgroundJobs, jobs), max_waiting=2)
     waiting: list[Order] = []
     answers: list[Answer] = []
     for _ in range(5):
@@ -167,9 +174,10 @@ def test_the_log_of_an_order_names_the_slots_and_no_reload(
     assert not any("reload" in record.getMessage() for record in caplog.records)
 
 
-def test_a_reload_that_was_read_while_the_daemon_began_to_drain_is_refused(daemon: DaemonScene) -> None:
-    jobs = DelayedJobs()
-    object.__setattr__(daemon.operations.context, "background", jobs)
+def test_a_reload_that_was_read_while_the_daemon_began_to_drain_is_refused(
+    daemon: DaemonScene, jobs: DelayedJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon.operations.queue, "_background", jobs)
     daemon.give("reload")
     daemon.give("load", "n")
     daemon.operations.lifecycle.request_stop(daemon.scene.now, 30.0)
@@ -335,12 +343,11 @@ def test_a_restart_that_raises_is_not_counted_as_waiting(daemon: DaemonScene, mo
     assert reasons(daemon.answers) == ["ok"]
 
 
-def test_orders_whose_files_do_not_answer_do_not_pile_up_threads(queue: OrderQueue) -> None:
-    jobs = DelayedJobs()
+def test_orders_whose_files_do_not_answer_do_not_pile_up_threads(queue: OrderQueue, jobs: DelayedJobs) -> None:
     answers: list[Answer] = []
 
     def read(order: Order) -> None:
-        queue.read_files(cast(BackgroundJobs, jobs), order, dict, lambda _: order.end({}), 60.0)
+        queue.read_files(order, dict, lambda _: order.end({}), 60.0)
 
     for _ in range(10):
         queue.submit(read, answers.append)
@@ -356,12 +363,12 @@ def test_orders_whose_files_do_not_answer_do_not_pile_up_threads(queue: OrderQue
     assert answers[-1] == {}, "one of them has ended, so that files are read again"
 
 
-def test_an_order_is_decided_again_once_its_files_have_been_read(queue: OrderQueue) -> None:
-    jobs, answers, applied = DelayedJobs(), list[Answer](), list[Order]()
+def test_an_order_is_decided_again_once_its_files_have_been_read(queue: OrderQueue, jobs: DelayedJobs) -> None:
+    answers, applied = list[Answer](), list[Order]()
     allowed = [None, make(Reason.FORBIDDEN, "it may not any more")]
 
     def read(order: Order) -> None:
-        queue.read_files(cast(BackgroundJobs, jobs), order, dict, lambda _: applied.append(order), 60.0)
+        queue.read_files(order, dict, lambda _: applied.append(order), 60.0)
 
     queue.submit(read, answers.append, recheck=lambda: allowed.pop(0))
     assert answers == []
