@@ -54,7 +54,6 @@ class VersionSnapshot:
     version: str
     ok: int
     errors: Mapping[str, int]
-    failed_ns: int
     rows: int
     batches: int
     batch_rows: int
@@ -317,7 +316,6 @@ def _copy_statistics(model: str, number: str, statistics: ModelStatistics) -> Ve
         version=number,
         ok=statistics.success.count,
         errors=dict(statistics.errors.total),
-        failed_ns=statistics.fail.ns,
         rows=statistics.rows,
         batches=statistics.batches,
         batch_rows=statistics.batch_rows,

@@ -176,7 +176,6 @@ def version_of(model: str, number: str, ok: int, **errors: int) -> VersionSnapsh
         version=number,
         ok=ok,
         errors=errors,
-        failed_ns=0,
         rows=2 * ok,
         batches=ok,
         batch_rows=2 * ok,

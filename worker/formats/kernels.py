@@ -32,12 +32,6 @@ def is_cpu_only(node: Any) -> bool:
     return "CPU" in types and not types & _ON_GPU
 
 
-def is_gpu_only(node: Any) -> bool:
-    """Whether TensorFlow has a kernel for a node, with its datatypes, on a GPU and none on the CPU."""
-    types = device_types(node) or set()
-    return "GPU" in types and not types & {"CPU", "DEFAULT"}
-
-
 def _accepts(kernel: Any, node: Any) -> bool:
     """Whether the node's types are among the kernel's. A type that the node does not state counts as accepted."""
     for constraint in kernel.constraint:
