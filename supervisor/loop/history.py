@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from .encodable import encodable
 from .log import event
 
 KEPT: Final = 200
@@ -186,11 +187,6 @@ def _kept(fields: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _without_half_pairs(text: str) -> str:
-    """Returns a text with a question mark for each half of a surrogate pair, which some readers of JSON refuse."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _cut(text: str, length: int) -> str:
-    text = _without_half_pairs(text[: length + 1])
+    text = encodable(text[: length + 1])  # some readers of JSON refuse half a pair
     return text if len(text) <= length else f"{text[: length - 1]}…" if length else ""

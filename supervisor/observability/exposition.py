@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from multitower import wire
 
-from .encodable import encodable
+from ..loop.encodable import encodable
 
 CONTENT_TYPES: Final = {
     wire.PROMETHEUS: "text/plain; version=0.0.4; charset=utf-8",

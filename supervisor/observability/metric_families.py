@@ -14,12 +14,12 @@ from typing import Final
 from multitower.errors import Reason
 
 from ..gateway.run import Counts
+from ..loop.encodable import encodable
 from ..machine.gpu_sampler import GpuUsage
 from ..routing.recent import slots_below
 from ..routing.statistics import BATCH_ROWS_EXPONENTS
 from ..workers.condition import Condition
 from ..workers.slot_state_machine import State
-from .encodable import encodable
 from .exposition import Family, Kind, Labels, Metric, Series
 from .snapshot import SlotSnapshot, Snapshot, Times, VersionSnapshot
 

@@ -13,11 +13,11 @@ from multitower import wire
 from multitower.errors import MultitowerError
 from multitower.trace_context import TRACEPARENT, TraceContext, read_parameters
 
+from ..loop.encodable import encodable
 from ..routing.front_socket import FrontSocket
 from ..routing.sampler import Sampler
 from ..scheduling.open_requests import Reply
 from ..scheduling.request import Request
-from .encodable import encodable
 from .traced_request import TracedRequest
 
 _TRACEPARENT: Final = TRACEPARENT.encode()
