@@ -21,11 +21,11 @@ BACKLOG: Final = 1024
 """Clients that may wait at one endpoint. The kernel lets more of them wait longer and longer until they try again, and
 of a client that sends nothing first, it may forget that it is connected."""
 
+SMALL_BACKLOG: Final = 8
+"""Clients that may wait at one endpoint, where few descriptors are left for those that are accepted at one time."""
+
 CROWDED: Final = 0.9
 """Share of the places that are taken from which on a handshake must be fast; see `handshake_watch`."""
-
-SMALL_BACKLOG: Final = 8
-"""The same where few descriptors are left for those that are accepted at one time."""
 
 RESERVE: Final = 24
 """Descriptors that stay free for the daemon: to start a worker, and to answer `status`."""

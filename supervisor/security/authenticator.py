@@ -80,8 +80,9 @@ class Authenticator:
             raise make(Reason.MALFORMED, "a header needs either token or certificate_name", field="token")
         if token is not None:
             credential: Hashable = ("token", self._verifier.digest(token))
-            outcome_of = self._verifier.verify
-            outcome_of(token, origin, lambda outcome: self._finish(outcome, credential, origin, interface, done))
+            self._verifier.verify(
+                token, origin, lambda outcome: self._finish(outcome, credential, origin, interface, done)
+            )
             return
         principal = self._principals.by_name.get(name or "")
         found = Refusal(Failure.UNKNOWN_CERTIFICATE) if principal is None else principal

@@ -198,7 +198,8 @@ class TokenVerifier:
         return fits + sum(dummy.may_match(token) for dummy in self._dummies[len(hashes) :]) == 0
 
     def _refuse_at_sight(self, check: _Check) -> Refusal:
-        wait_s = _bucket_of(self._guessing, check.source, now := self._clock()).take(now)
+        now = self._clock()
+        wait_s = _bucket_of(self._guessing, check.source, now).take(now)
         if wait_s:
             return Refusal(Failure.TOO_MANY, retry_after_s=wait_s, of_source=True)
         return self._refuse_wrong(check)
