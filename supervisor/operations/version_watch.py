@@ -273,6 +273,8 @@ class VersionWatch:
             causes = {report.version: report.cause or error for report in failed if not report.files_changed}
             now = time.monotonic()
             others = any(slot.refuses_other_models(name) for slot in self._manager.slots) and not failed
+            if causes and all(served.get(version) == versions[version] for version in causes):
+                others = True  # versions that are served, and are no reason to refuse the new ones
             if others or any(slot.short_of_resources for slot in self._manager.slots):
                 self._settling(name).record_shortage(versions, error, served, now)
             elif failed and not causes:

@@ -81,6 +81,18 @@ def record_load_death(
     return does_less
 
 
+def ended_by_load(process: WorkerProcess) -> tuple[ModelReport, ...]:
+    """A report of the model whose loading has ended a process.
+
+    None where the process did not load a model, was killed for another reason, or by SIGKILL, as when memory is short:
+    that may have hit any model.
+    """
+    step, verdict = process.exit_step, process.verdict
+    if step is None or process.killed_while_loading or (verdict is not None and not verdict.wants_stacks):
+        return ()
+    return (ModelReport(name=step.model, version=step.version, state="failed", cause=process.exit_description),)
+
+
 def current_reports(slot: Slot, process: WorkerProcess, reports: Iterable[ModelReport]) -> tuple[ModelReport, ...]:
     """The reports of a process, with what has become of the models that it leaves out since it was told so.
 

@@ -281,7 +281,7 @@ class Replacer:
         slot = replacement.slot
         message = "replacement worker cannot load: back to the former models"
         event(log, logging.ERROR, message, **slot.fields, cause=cause)
-        slot.refused, replacement.rollback_cause = failed, cause
+        slot.refused, replacement.rollback_cause = failed or slot.refused, cause
         if replacement.old is not None:
             # Its models could be loaded: the end of the new process shows nothing about them.
             slot.load_deaths.record_loaded(replacement.old.loads)

@@ -13,7 +13,7 @@ from .assignments import Assignments
 from .device_waits import LOADING
 from .exit_cause import kind_of_death
 from .load_deaths import MAX_KILLS_BESIDE
-from .load_failures import failed_reports, record_load_death
+from .load_failures import ended_by_load, failed_reports, record_load_death
 from .slot import Slot, WorkerProcess
 from .slot_events import describe_restart, note_death, note_if_failed
 from .slot_state_machine import LIVE, Action, Event, State
@@ -54,6 +54,7 @@ class RestartAfterDeath:
             event(log, logging.INFO, "worker ended", **process.child.fields, cause=process.exit_description)
         elif slot.next_process is process:
             slot.next_process = None
+            slot.refused = ended_by_load(process)
             slot.record_error(process.exit_description, now)
             slot.last_death_at = now
             is_short = process.killed_while_loading and slot.load_deaths.record_kill_beside(process.loads)
@@ -87,6 +88,7 @@ class RestartAfterDeath:
         slot.unavailable_since = now if not expected else None
         does_less, given_up = False, None
         if not expected and slot.state in LOADING:
+            slot.refused = ended_by_load(process)
             does_less = record_load_death(slot, process, self._slots.policy, self._slots.history, now)
             given_up = slot.load_deaths.all_given_up(process.generations.values())
         cause = given_up or process.exit_description

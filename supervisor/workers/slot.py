@@ -184,7 +184,7 @@ class Slot(SlotStateMachine):
         process: its current process; None while it has none.
         next_process: a process that loads in order to take over from `process`, or None.
         models: what the current process reported of its models.
-        refused: what the last `next_process` could not load.
+        refused: what the last `next_process` could not load, or a process was loading when it ended by itself.
         operator_restarts: how often an operator has asked for a new process, where that has not ended yet.
         visible_devices: `CUDA_VISIBLE_DEVICES` as the current process reported it.
         safe_rows: by model, the rows of a call that memory was sufficient for, after it was not for more, or after a
@@ -254,7 +254,7 @@ class Slot(SlotStateMachine):
         self.killed_while_loading = self.short_of_resources = False
 
     def refuses_other_models(self, model: str) -> bool:
-        """Whether the last `next_process` could load this model, but not others, which its slot must not lose."""
+        """Whether other models than this one, which its slot must not lose, kept the last new process from serving."""
         return bool(self.refused) and all(report.name != model for report in self.refused)
 
     def serves(self, model: str) -> bool:

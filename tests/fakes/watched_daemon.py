@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Daemon:
     Attributes:
         bad: the slots on which a version cannot be loaded, by version.
         killing: versions during whose loading a process is killed.
+        crashing: the model and version during whose next load a process crashes; None for none.
         bad_contents: weights with which no version can be loaded.
         while_loading: called while a process loads a version, after it has begun to read the files.
     """
@@ -40,6 +42,7 @@ class Daemon:
         self.write(more, slots)
         self.bad: dict[str, set[int]] = {}
         self.killing: set[str] = set()
+        self.crashing: tuple[str, str] | None = None
         self.bad_contents: set[bytes] = set()
         self.while_loading: Callable[[], object] = lambda: None
         self._loaded: dict[tuple[int, tuple[str, str]], bytes] = {}
@@ -90,6 +93,11 @@ class Daemon:
             self.scene.report(process, "loading")
             child(process).step = LoadStep(*killing.key)
             self.scene.die(process)
+            return
+        if self.crashing is not None and self.crashing in {spec.key for spec in self._specs(process)}:
+            self.scene.report(process, "loading")
+            child(process).step, self.crashing = LoadStep(*self.crashing), None
+            self.scene.die(process, -signal.SIGSEGV)
             return
         reports = tuple(self._report(spec, slot, process) for spec in self._specs(process))
         self.scene.report(process, "loading")

@@ -117,6 +117,28 @@ def test_an_order_that_lacked_resources_reports_that(tmp_path: Path) -> None:
     assert "slot 0: no process could be started: fork: Resource temporarily unavailable" in answers[0].message
 
 
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize(
+    "crashing", [("other", "1"), ("m", "1"), ("m", "2")], ids=["another model", "a served version", "the version"]
+)
+def test_a_version_is_refused_for_a_crash_only_if_its_own_load_has_crashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crashing: tuple[str, str], fits: bool
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    daemon = daemon_of(tmp_path, "1", more=", versions: all}, {name: other, handler: 'h:H'", fits=fits)
+    daemon.scan()
+    daemon.crashing = crashing
+    version(tmp_path / "model", "2")
+    daemon.scan()
+    assert daemon.served() == [["1", "1"]]
+    state, cause = daemon.rows()["2"]
+    assert (state, f"killed by SIGSEGV (11) while loading {crashing[0]}" in str(cause)) == ("failed", True)
+    now += 2.5
+    daemon.scan()
+    assert daemon.served() == [["1", "1"] if crashing == ("m", "2") else ["1", "1", "2"]]
+
+
 @pytest.mark.parametrize("more", ["", "}, {name: other, handler: 'h:H'"], ids=["alone", "beside another model"])
 def test_requests_wait_while_the_only_slot_fails_to_load_a_version(tmp_path: Path, more: str) -> None:
     daemon = daemon_of(tmp_path, "1", more=more, fits=False)
