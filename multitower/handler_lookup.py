@@ -41,7 +41,11 @@ def why_missing(folder: str, handler: str) -> str | None:
     except Exception:  # noqa: BLE001  hooks of other packages may raise anything
         return None
     if spec is None:
-        return f"there is no module {top!r} in the folders that were searched: {searched_folders(folder)}"
+        searched = searched_folders(folder)
+        return (
+            f"there is no module {top!r} in the folders that were searched: {searched}. The daemon may find it if its "
+            "PYTHONPATH names others: run check with the same PYTHONPATH"
+        )
     # A package may import what its own text does not name: submodules become its attributes.
     if (
         inner

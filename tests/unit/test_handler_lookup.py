@@ -41,6 +41,7 @@ def test_the_folders_that_python_searches_are_listed(folder: Path) -> None:
     found = why_missing(str(folder), "lookup_none:Model")
     assert found is not None
     assert str(Path(pytest.__file__).parents[1]) in found
+    assert found.endswith("The daemon may find it if its PYTHONPATH names others: run check with the same PYTHONPATH")
 
 
 @pytest.mark.parametrize(
