@@ -169,6 +169,12 @@ class Clients:
         if kind == wire.AUTHENTICATE and isinstance(entrance, GatewayEntrance):
             self._authenticate(front, entrance, incoming, id, body)
             return
+        if kind == wire.CANCEL and not peer.authenticated and isinstance(entrance, GatewayEntrance):
+            # The handle may have become void since the requests came with it: their client has left all the same.
+            cancelled = self._cancel(front, address, id) if entrance.is_gateway(incoming.connection) else 0
+            if cancelled:
+                front.answer(address, id, {"cancelled": cancelled})
+                return
         access = entrance.access
         authorisation = access.authorisation
         operation, now = OPERATIONS.get(kind), time.monotonic()
@@ -288,14 +294,17 @@ class Clients:
         if kind != wire.CANCEL:
             self._admission.check_unread(front, address)
         if kind == wire.CANCEL:
-            cancelled = self._scheduler.cancel((front, address), id)
-            # The replies to the cancelled requests go first, then the reply to the order to cancel them.
-            self.send_replies()
-            front.answer(address, id, {"cancelled": cancelled})
+            front.answer(address, id, {"cancelled": self._cancel(front, address, id)})
         elif kind == wire.METRICS:
             self.answer_metrics(header, functools.partial(front.answer, address, id))
         else:
             front.answer(address, id, self.answer_query(kind, header, time.monotonic()))
+
+    def _cancel(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes) -> int:
+        """Cancels the sender's requests with this id, answers them, and returns their number."""
+        cancelled = self._scheduler.cancel((front, address), id)
+        self.send_replies()  # before the reply to the order to cancel them
+        return cancelled
 
     # Replies.
 

@@ -189,6 +189,21 @@ def test_a_handle_is_void_from_the_next_message_on(scene: Scene) -> None:
     assert [address for address, _ in scene.front.answers] == [(b"gateway", handle)]
 
 
+def test_requests_are_cancelled_also_after_their_handle_has_become_void(scene: Scene) -> None:
+    handle = scene.handle()
+    changed = Principal("service", ROLES, token_hashes=(HASH,), max_outstanding=9)
+    for principals in ((changed,), ()):
+        assert scene.infer(handle) is None
+        scene.know(*principals)
+        stranger = scene.send(wire.CANCEL, handle=handle, process=STRANGER)
+        assert stranger == scene.send(wire.CANCEL, handle=b"0123456789abcdef") == "unauthenticated"
+        assert scene.send(wire.CANCEL, handle=handle) == {"cancelled": 1}
+        assert scene.send(wire.CANCEL, handle=handle) == "unauthenticated", "it has no requests any more"
+        if principals:
+            assert scene.access.report()[0]["outstanding"] == 0
+            handle = scene.handle()
+
+
 def test_limits_hold_for_all_that_a_principal_asks_and_not_for_others(scene: Scene) -> None:
     other_token, other_hash = new_token("other")
     limited = Principal("service", ROLES, token_hashes=(HASH,), max_outstanding=2)
