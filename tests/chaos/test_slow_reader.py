@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from running import STEP_S, Running
+from running import START_S, Running
 
 from multitower import Client, wire
 
@@ -43,12 +43,12 @@ class RawClient:
         self._socket = context.socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.RCVHWM, 1)
-        self._socket.set(zmq.RCVTIMEO, int(STEP_S * 1000))
+        self._socket.set(zmq.RCVTIMEO, int(START_S * 1000))
         self._socket.connect(endpoint)
 
     def ask(self, size: int, requests: int = 1, *, milliseconds: int = 0) -> None:
         """Sends requests for replies of `size` bytes, which take the worker some time."""
-        header = wire.infer_header("sized", [wire.Tensor("size", "INT64", (2,))], timeout_us=60_000_000)
+        header = wire.infer_header("sized", [wire.Tensor("size", "INT64", (2,))], timeout_us=int(START_S * 1e6))
         wanted = np.array([size, milliseconds], np.int64).tobytes()
         for _ in range(requests):
             self._socket.send_multipart([b"", wire.INFER, str(self.asked).encode(), header, wanted])

@@ -280,7 +280,6 @@ def test_an_order_that_is_refused_is_passed_on_with_the_refusal_and_counted_once
 def calls_of(ask: Callable[[], Any]) -> tuple[list[str], Any]:
     """Asks; returns every function that was called, in order, and the answer."""
     calls: list[str] = []
-    gc.collect()
     gc.disable()  # what a collection calls, such as finalizers of other tests' objects, is no work of the request
 
     def note(frame: Any, event: str, argument: Any) -> None:
