@@ -76,7 +76,7 @@ class Health:
     def _find_slow_load(self, process: WorkerProcess, now: float) -> Verdict | None:
         if process.state not in ("starting", "importing", "loading"):
             return None
-        if process.dumping_since is not None or process.hang_detector.dumping:
+        if process.dumps_core:
             return None  # it has crashed, and its dump has a limit of its own
         settings, step = self._settings, process.child.read_step()
         loading = process.state == "loading"

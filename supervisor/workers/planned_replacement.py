@@ -8,7 +8,6 @@ or gets one with the same models again.
 from __future__ import annotations
 
 import logging
-import signal
 from math import inf
 
 from multitower.spec import ModelReport
@@ -167,7 +166,8 @@ class Replacer:
                 self._slots.end_process(process, now)
                 self._finish("another replacement was due; it will be tried again", level=logging.INFO)
             return
-        may_fit = _may_lack_memory(replacement.new) and replacement.no_overlap_because is None
+        new = replacement.new
+        may_fit = new is not None and new.killed_by_others and replacement.no_overlap_because is None
         if slot.state is State.READY and may_fit and not replacement.beside_only:
             # The new models may fit alone.
             replacement.no_overlap_because = "the last one was killed while it loaded, perhaps because memory was short"
@@ -309,10 +309,3 @@ class Replacer:
         self._slots.forget_other_models(replacement.slot)
         if replacement.done is not None:
             replacement.done(error)
-
-
-def _may_lack_memory(process: WorkerProcess | None) -> bool:
-    """Whether a process was killed by somebody else than the supervisor, as the kernel does when memory is short."""
-    if process is None or process.exit_cause is None or process.verdict is not None:
-        return False
-    return process.exit_cause.code == -signal.SIGKILL

@@ -93,11 +93,20 @@ class WorkerProcess:
         return set(self.generations.values()) - self.left_out
 
     @property
-    def killed_while_loading(self) -> bool:
-        """Whether it was killed while it loaded, but not by the supervisor, as the kernel does when memory is short."""
+    def dumps_core(self) -> bool:
+        """Whether the hang detector, or an attempt to kill it, has found that the kernel dumps its core."""
+        return self.dumping_since is not None or self.hang_detector.dumping
+
+    @property
+    def killed_by_others(self) -> bool:
+        """Whether it was killed (SIGKILL), but not by the supervisor: as the kernel does when memory is short."""
         cause = self.exit_cause
-        killed = cause is not None and cause.code == -signal.SIGKILL and self.verdict is None
-        return killed and self.exit_step is not None
+        return cause is not None and cause.code == -signal.SIGKILL and self.verdict is None
+
+    @property
+    def killed_while_loading(self) -> bool:
+        """Whether it was killed while it loaded; see `killed_by_others`."""
+        return self.killed_by_others and self.exit_step is not None
 
     @property
     def exit_description(self) -> str:

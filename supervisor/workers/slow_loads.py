@@ -83,7 +83,7 @@ class SlowLoads:
     def _may_set_aside(self, slot: Slot, process: WorkerProcess, generation: int) -> bool:
         """Whether the other models of a process need not wait for the one with this generation."""
         others = process.loads - {generation}
-        is_loading = process.state == "loading" and process.dumping_since is None and not process.hang_detector.dumping
+        is_loading = process.state == "loading" and not process.dumps_core
         if process.waited_for or not is_loading or not others or not slot.load_deaths.may_set_aside(generation):
             return False
         # The former models are served again if these do not load: see `Replacer`.
