@@ -195,8 +195,8 @@ class Arena:
         """An uninitialised array that requests can send without a copy; None when there is no room for it."""
         dtype = np.dtype(dtype)
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if not size or dtype.hasobject:
-            return None
+        if size <= 0 or dtype.hasobject:
+            return None  # numpy refuses negative dimensions, with its own words
         allocation = self.allocate(size)
         return None if allocation is None else allocation.array(allocation.offset, shape, dtype, writeable=True)
 

@@ -20,6 +20,7 @@ from memfds import in_shared_memory
 from multitower import ModelError, tensors, wire
 from multitower.client import shared_memory
 from multitower.client.codec import SHARED_BYTES, Codec, EncodedRequest, InferRequest
+from multitower.client.requests import Requests
 from multitower.client.shared_memory import Allocation, Arena
 from multitower.infer_header import parse_infer_header
 
@@ -201,6 +202,16 @@ def test_bf16_arrays_can_be_allocated() -> None:
 def test_empty_arrays_and_objects_are_not_in_shared_memory() -> None:
     assert Arena().empty((0, 3), np.float32) is None
     assert Arena().empty((3,), object) is None
+
+
+@pytest.mark.parametrize("shape", [(-1, 3), (-2000, 3), (-1, -3)])
+def test_an_array_with_a_negative_dimension_is_refused_as_numpy_refuses_it(shape: tuple[int, ...]) -> None:
+    requests = Requests("ipc:///nowhere/socket", 1.0, 1.0, shared_memory=True)
+    try:
+        with pytest.raises(ValueError, match="negative dimensions are not allowed"):
+            requests.empty(shape, np.float32)
+    finally:
+        requests.close()
 
 
 def test_threads_never_hold_the_same_area() -> None:
