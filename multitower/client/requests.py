@@ -183,13 +183,7 @@ class Requests:
 
     def start_framed_query(self, kind: bytes, header: Mapping[str, Any], timeout: float) -> RequestFuture:
         """As `start_query`, for a kind whose reply has frames; the result is the reply's header and its frames."""
-        self.connection.check_usable()
-        deadline = time.monotonic() + self.resolve_timeout(timeout)
-
-        def read(body: bytes, frames: Sequence[Any]) -> tuple[dict[str, Any], Sequence[Any]]:
-            return read_header(body), frames
-
-        return self._start(kind, wire.dump_json(header), (), deadline, read)
+        return self._start_other(kind, header, timeout, lambda body, frames: (read_header(body), frames))
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         """See `Client.empty`."""
