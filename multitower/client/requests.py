@@ -188,7 +188,7 @@ class Requests:
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         """See `Client.empty`."""
         self.connection.check_usable()
-        shape = (shape,) if isinstance(shape, int) else shape
+        shape = (int(shape),) if isinstance(shape, int | np.integer) else shape
         array = None if self._arena is None else self._arena.empty(shape, dtype)
         return np.empty(shape, dtype) if array is None else array
 

@@ -214,6 +214,14 @@ def test_an_array_with_a_negative_dimension_is_refused_as_numpy_refuses_it(shape
         requests.close()
 
 
+def test_an_array_may_have_an_integer_of_numpys_as_its_shape() -> None:
+    requests = Requests("ipc:///nowhere/socket", 1.0, 1.0, shared_memory=True)
+    try:
+        assert requests.empty(np.prod((2, 3)), np.float32).shape == (6,)
+    finally:
+        requests.close()
+
+
 def test_threads_never_hold_the_same_area() -> None:
     arena = Arena()
     wrong: list[str] = []
