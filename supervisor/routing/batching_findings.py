@@ -7,7 +7,7 @@ without it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from multitower.spec import ModelReport, SignatureReport
@@ -90,6 +90,12 @@ class BatchingFindings:
         self._compared.setdefault((key, generation), {})[signature] = unverified_because
         self._apply(key, generation)
 
+    def retain_generations(self, generations: Collection[int]) -> None:
+        """Removes what is known of all other generations: no worker has them any more, or will have them."""
+        for findings in (self._unbatched, self._compared):
+            for known in [known for known in findings if known[1] not in generations]:
+                del findings[known]
+
     def _apply(self, key: tuple[str, str], generation: int) -> None:
         """Changes what the workers of a generation serve, and the plans of its requests."""
         name, version = key
@@ -108,10 +114,12 @@ class BatchingFindings:
         if changed:
             self._scheduler.change_interface(name, version, generation, self._planner.interface_of(report))
         newest_report = self._planner.catalog.newest.get(name)
-        if newest_report is None or not self._planner.describes(key, generation):
+        described = self._planner.generation_of(key)
+        if newest_report is None or (described is not None and described != generation):
             return  # it is being unloaded, or another generation replaces it and answers the requests that wait
         newest = newest_report.version == version
-        self._planner.add_version(report, newest=newest, generation=generation)
+        if described is not None:  # otherwise it was withdrawn, and this worker runs the requests that wait
+            self._planner.add_version(report, newest=newest, generation=generation)
         if changed:
             versions = (version, "") if newest else (version,)
             change_plan = functools.partial(self._planner.change_plan, report=report)

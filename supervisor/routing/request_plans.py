@@ -100,17 +100,26 @@ class RequestPlanner:
         """Removes the versions of a model that are neither among these nor the newest."""
         if self.catalog.retain_versions(name, versions):
             self._discard_plans()
+            self._forget_generations(name)
 
     def remove_versions(self, name: str) -> None:
         """Removes all versions of a model, which no worker serves any more; the model stays configured."""
         self.catalog.remove_versions(name)
         self._discard_plans()
+        self._forget_generations(name)
 
     def remove_model(self, name: str) -> None:
         """Removes a model: requests that name it are refused as `model_unknown`."""
         self._timeouts.pop(name, None)
         self.catalog.remove_model(name)
         self._discard_plans()
+        self._forget_generations(name)
+
+    def _forget_generations(self, name: str) -> None:
+        """Forgets the generations of the model's versions that are not served any more."""
+        served = self.catalog.versions(name)
+        for key in [key for key in self._generations if key[0] == name and key[1] not in served]:
+            del self._generations[key]
 
     def _discard_plans(self) -> None:
         self._plans.clear()
@@ -125,9 +134,9 @@ class RequestPlanner:
         report = self.catalog.newest.get(name)
         return None if report is None else (report.version, self.interface_of(report))
 
-    def describes(self, key: tuple[str, str], generation: int) -> bool:
-        """Whether requests for a model and version are checked against the description of this generation."""
-        return self._generations.get(key) == generation
+    def generation_of(self, key: tuple[str, str]) -> int | None:
+        """The generation that requests for a model and version are checked against; None if they are refused."""
+        return self._generations.get(key)
 
     def find_report(self, name: str, version: str, label: str = "") -> ModelReport | None:
         """The description that a request is checked against; None if no worker has loaded the model.

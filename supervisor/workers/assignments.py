@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from multitower import worker_wire
@@ -53,6 +54,7 @@ class Assignments:
         self._rng = rng
         self._known = known
         self._generations: dict[bytes, int] = {}
+        self._numbers = itertools.count()
 
     def assign(
         self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement, incarnation: int, now: float
@@ -129,5 +131,25 @@ class Assignments:
         )
 
     def generation(self, spec: ModelSpec) -> int:
-        """A number for a model version as it is configured, equal for equal configurations."""
-        return self._generations.setdefault(spec.to_json(), len(self._generations))
+        """A number for a model version as it is configured, equal for equal configurations that are in use."""
+        key = spec.to_json()
+        number = self._generations.get(key)
+        if number is None:
+            number = self._generations[key] = next(self._numbers)
+        return number
+
+    def retain_generations(self, specs: Iterable[ModelSpec], numbers: Collection[int]) -> set[int]:
+        """Forgets the generations that nothing uses any more; their numbers are not used again.
+
+        Args:
+            specs: the model versions that processes load, or may load.
+            numbers: the generations that processes have.
+
+        Returns:
+            The generations that are left.
+        """
+        used = {spec.to_json() for spec in specs}
+        self._generations = {
+            key: number for key, number in self._generations.items() if key in used or number in numbers
+        }
+        return set(self._generations.values())

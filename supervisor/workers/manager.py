@@ -206,6 +206,7 @@ class WorkerManager:
         suspect_to_blame = self._remove_route(process, now)
         if process.slot is not None:
             self._restart_after_death.handle_death(process, now, suspect_to_blame=suspect_to_blame)
+            self._router.batching.retain_generations(self._slots.retain_generations(self.settings.models))
         elif process in self._spares.processes:
             self._spares.handle_death(process, now)
 

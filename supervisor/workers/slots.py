@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from multitower.spec import ModelSpec
 
@@ -216,6 +216,19 @@ class Slots:
     def forget_other_models(self, slot: Slot) -> None:
         """Forgets attempts to load models, and configurations of models, that the slot does not have (any more)."""
         slot.load_deaths.retain({self._assignments.generation(spec) for spec in slot.specs})
+
+    def retain_generations(self, models: Iterable[ModelSpec]) -> set[int]:
+        """Forgets the generations that no slot and no process has any more.
+
+        Args:
+            models: more models that slots may load, as after a replacement that fails.
+
+        Returns:
+            The generations that are left.
+        """
+        specs = [*models, *(spec for slot in self.slots for spec in slot.specs)]
+        numbers = {number for process in self.processes() for number in process.generations.values()}
+        return self._assignments.retain_generations({id(spec): spec for spec in specs}.values(), numbers)
 
     # Replacing and ending processes.
 

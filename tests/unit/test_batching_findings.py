@@ -227,6 +227,46 @@ def test_a_finding_about_a_version_on_the_first_tower_alone_holds_after_a_newer_
     assert not router.planner.plan(header).key.spec.batched
 
 
+def test_a_finding_about_a_withdrawn_version_does_not_bring_it_back() -> None:
+    router = Router({"m": QueueLimits(100, 1 << 20)}, {"m": 60.0}, 1 << 20)
+    old = ModelReport(name="m", version="1", max_batch_size=LARGEST)
+    new = replace(old, version="2")
+    connection = cast(WorkerConnection, None)
+    ending = router.add_worker(0, "cpu:0", connection, [old], {old.key: 1}, 1.0)
+    named = b'{"model_name": "m", "model_version": "1", "inputs": [{"name": "x", "datatype": "UINT8", "shape": [1]}]}'
+    requests = [
+        Request((str(number),), b"id", router.planner.plan(named), [b"x"], 1, 1.0) for number in range(2 + LARGEST)
+    ]
+    for request in requests:
+        router.scheduler.submit(request)
+    router.scheduler.dispatch(1.0)
+    router.add_worker(1, "cpu:1", connection, [new], {new.key: 2}, 1.0)
+    router.models.withdraw_versions(ending)
+    assert router.models.versions("m") == ["2"]
+    router.batching.add_unbatched(old.key, 1, "", BECAUSE)
+    assert router.models.versions("m") == ["2"]
+    assert not requests[-1].sent
+    assert ending.worker.can_run(requests[-1]), "it was accepted before"
+
+
+def test_what_is_known_of_a_generation_is_forgotten_with_its_last_worker() -> None:
+    scene = Scene(2)
+    for number in range(2, 9):
+        for slot in (0, 1):
+            scene.order(slot, specs=(spec(number),))
+        scene.settle()
+        find(scene, scene.process())
+    generations = set(scene.process(1).generations.values())
+    assert generations == {7}
+    assert {generation for _, generation in scene.router.batching._unbatched} == generations
+    assert len(scene.manager._slots._assignments._generations) == 2, "its own one, and that of the configuration"
+    for slot in (0, 1):
+        scene.die(scene.process(slot))
+    scene.settle()
+    assert set(scene.process().generations.values()) == generations, "a slot has it without a process"
+    assert not is_batched(scene)
+
+
 def test_a_comparison_of_requests_is_kept_for_the_next_workers() -> None:
     scene = Scene()
 
