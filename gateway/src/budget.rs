@@ -1,6 +1,5 @@
 //! The memory that requests may use together, from their first byte until their answers have been written.
 
-use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -118,7 +117,7 @@ impl Held {
     }
 
     /// Counts all pieces of an answer.
-    pub fn count_answers(&self, pieces: &mut VecDeque<Bytes>) {
+    pub fn count_answers<'a>(&self, pieces: impl IntoIterator<Item = &'a mut Bytes>) {
         for piece in pieces {
             *piece = self.count_answer(std::mem::take(piece));
         }

@@ -32,6 +32,8 @@ struct State {
     received: Vec<Received>,
     /// Kinds that are not answered.
     silent: HashSet<String>,
+    /// The data of the output that a model has, if it has one.
+    output: Option<Bytes>,
 }
 
 /// The daemon. It ends with the test's runtime.
@@ -83,6 +85,11 @@ impl StandIn {
 
     pub fn keep_silent(&self, kind: &str) {
         self.state().silent.insert(kind.to_owned());
+    }
+
+    /// Gives the model an output of UINT8.
+    pub fn set_output(&self, data: Bytes) {
+        self.state().output = Some(data);
     }
 
     /// Returns what has come of a kind.
@@ -154,7 +161,12 @@ fn answer(frames: Vec<Bytes>, state: &mut State, outgoing: &mut Outgoing) {
         return refuse("PERMISSION_DENIED", "forbidden");
     }
     match kind.as_str() {
-        "MT1:infer" => reply("MT1:ok", json!({"model_name": "m", "model_version": "1", "outputs": []}), &[]),
+        "MT1:infer" => {
+            let output = |data: &Bytes| json!({"name": "y", "datatype": "UINT8", "shape": [data.len()]});
+            let outputs: Vec<Value> = state.output.iter().map(output).collect();
+            let header = json!({"model_name": "m", "model_version": "1", "outputs": outputs});
+            reply("MT1:ok", header, state.output.as_slice());
+        }
         "MT1:metrics" => {
             let text = Bytes::from(format!("of {handle}\n"));
             reply("MT1:ok", json!({"content_type": "text/plain"}), &[text]);

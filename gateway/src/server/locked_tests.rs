@@ -378,3 +378,36 @@ async fn a_request_of_a_revoked_principal_is_refused_and_its_connection_ends() {
     let mut rest = Vec::new();
     timeout(LIMIT, connection.read_to_end(&mut rest)).await.expect("it stays open").unwrap();
 }
+
+#[tokio::test]
+async fn a_reply_of_a_stream_is_counted_until_its_client_has_taken_it() {
+    const OUTPUT: usize = 100_000;
+    let locked = Locked::start().await;
+    locked.stand_in.set_output(vec![7; OUTPUT].into());
+    let mut builder = h2::client::Builder::new();
+    let (client, connection) = builder.initial_window_size(1000).handshake(locked.connect()).await.unwrap();
+    tokio::spawn(connection);
+    let mut client = client.ready().await.unwrap();
+    let call = call("inference.GRPCInferenceService/ModelStreamInfer", Some("all.s"));
+    let (response, mut body) = client.send_request(call, false).unwrap();
+    // A request of the model `m`.
+    body.send_data(Bytes::from_static(b"\0\0\0\0\x03\x0a\x01m"), false).unwrap();
+    let mut replies = response.await.unwrap().into_body();
+    let budget = locked.dispatch.budget();
+    let counted = async |expected: bool| {
+        let reached = async {
+            while (budget.used() >= OUTPUT) != expected {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LIMIT, reached).await.expect("another number of bytes in use");
+    };
+    counted(true).await;
+    let mut received = 0;
+    while received < OUTPUT {
+        let piece = replies.data().await.unwrap().unwrap();
+        replies.flow_control().release_capacity(piece.len()).unwrap();
+        received += piece.len();
+    }
+    counted(false).await;
+}

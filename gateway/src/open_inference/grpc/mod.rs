@@ -70,7 +70,9 @@ fn model_stream_infer(call: Call) -> Answer {
                     None => reply.await,
                     Some(trace) => Box::pin(trace.scope(reply)).await,
                 };
-                framed(reply, compression).await
+                let mut reply = framed(reply, compression).await?;
+                held.count_answers(&mut reply);
+                Ok(reply)
             }
         })
         .buffered(STREAM_CONCURRENCY);
