@@ -75,7 +75,7 @@ fn serve(settings: Settings) -> io::Result<()> {
         operations: Arc::new(Operations::new()),
         descriptors,
         tls: Tls::start(&settings, statistics.clone()).map_err(io::Error::other)?,
-        newcomers: Arc::new(Semaphore::new(newcomers(settings.limits.max_connections))),
+        newcomers: Arc::new(Semaphore::new(newcomers(&settings))),
         draining,
     });
     let starting = Arc::new(AtomicUsize::new(settings.threads.max(1)));
@@ -123,9 +123,11 @@ fn serve(settings: Settings) -> io::Result<()> {
 }
 
 /// Returns how many connections may have had no request yet: half of all, so that silent ones cannot take the memory of
-/// all of them.
-fn newcomers(max_connections: usize) -> usize {
-    (max_connections / 2).max(max_connections.min(64))
+/// all of them. Each listener of each event loop holds one more place while it waits for its next connection.
+fn newcomers(settings: &Settings) -> usize {
+    let max_connections = settings.limits.max_connections;
+    let waiting = settings.listeners.len() * settings.threads.max(1);
+    (max_connections / 2).max(max_connections.min(64)) + waiting
 }
 
 /// Runs an event loop in the current thread until it has drained.

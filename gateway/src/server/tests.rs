@@ -1,22 +1,29 @@
 //! Connections from end to end, without a daemon: requests wait for it until their clients go.
 
 use std::future::poll_fn;
+use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{Request, Uri};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::StreamExt;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::watch;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::activity::{Crowd, Registry};
 use super::connection;
 use super::dispatch::Dispatch;
+use super::event_loop::{EventLoop, Process};
+use super::listener::Descriptor;
+use super::newcomers;
 use crate::budget::Budget;
 use crate::context::Context;
 use crate::mt1::Daemon;
+use crate::mt1::stand_in::StandIn;
 use crate::open_inference::Endpoints;
 use crate::operations::Operations;
 use crate::settings::Settings;
@@ -400,5 +407,40 @@ async fn a_call_whose_messages_do_not_come_ends_at_its_deadline() {
         };
         let ended = timeout(Duration::from_secs(30), ended).await.expect("the call goes on");
         assert_eq!(ended["grpc-status"], "4", "DEADLINE_EXCEEDED {method} {sent}");
+    }
+}
+
+#[tokio::test]
+async fn each_address_is_served_however_few_connections_there_may_be() {
+    let stand_in = StandIn::start();
+    let bound = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let addresses = bound.each_ref().map(|listener| listener.local_addr().unwrap());
+    let listeners = bound.map(|listener| json!({"fd": listener.into_raw_fd(), "address": "", "http": true}));
+    let limits = json!({"max_connections": 1});
+    let settings = stand_in.settings(json!({"security": false, "listeners": listeners, "limits": limits}));
+    let settings = Arc::new(settings);
+    let (_drain, draining) = watch::channel(false);
+    let process = Process {
+        settings: settings.clone(),
+        statistics: Arc::default(),
+        budget: Budget::new(1 << 30, 0),
+        operations: Arc::new(Operations::new()),
+        descriptors: settings.listeners.iter().map(|each| Descriptor::from_settings(each).unwrap()).collect(),
+        tls: None,
+        newcomers: Arc::new(Semaphore::new(newcomers(&settings))),
+        draining,
+    };
+    let asking = async {
+        for address in addresses {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"GET /v2/nosuch HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+        }
+    };
+    tokio::select! {
+        () = EventLoop::new(Arc::new(process)).unwrap().serve(|| ()) => unreachable!(),
+        asked = timeout(Duration::from_secs(30), asking) => asked.expect("nobody accepts the connection"),
     }
 }
