@@ -87,6 +87,18 @@ impl Examples {
         self.data.len()
     }
 
+    /// Returns them with the features of a context in front of each.
+    ///
+    /// The error is RESOURCE_EXHAUSTED if all together would have more than `limit` bytes.
+    pub fn with_context(&self, context: &[u8], limit: usize) -> Result<Examples, DaemonError> {
+        let mut examples = ExamplesBuilder::default();
+        // What the builder has written is whole.
+        for example in BytesElements::new(&self.data).flatten() {
+            examples.push(context, example, limit)?;
+        }
+        Ok(examples.finish())
+    }
+
     /// Returns them as an input. All inputs that are made of them share their memory.
     pub fn to_tensor(&self, name: &str) -> Tensor {
         Tensor {

@@ -25,12 +25,9 @@ pub struct ExamplesBody {
 ///
 /// The error is RESOURCE_EXHAUSTED if the examples, each with the context, would have more than `limit` bytes.
 pub fn read_body(body: &[u8], limit: usize) -> std::result::Result<ExamplesBody, DaemonError> {
-    let members = Members::read(&mut Scanner::lenient(body)).map_err(DaemonError::from)?;
-    let mut examples = ExamplesBuilder::default();
-    for example in &members.examples {
-        examples.push(&members.context, example, limit)?;
-    }
-    Ok(ExamplesBody { signature_name: members.signature_name, examples: examples.finish() })
+    let Members { signature_name, context, examples } = Members::read(&mut Scanner::lenient(body), limit)?;
+    let examples = if context.is_empty() { examples } else { examples.with_context(&context, limit)? };
+    Ok(ExamplesBody { signature_name, examples })
 }
 
 /// The members of the body. The first of several with the same key counts.
@@ -38,15 +35,15 @@ struct Members {
     signature_name: String,
     /// A serialized tf.Example, or nothing.
     context: Vec<u8>,
-    /// Serialized.
-    examples: Vec<Vec<u8>>,
+    /// Without the context, which may follow them.
+    examples: Examples,
 }
 
 impl Members {
-    fn read(scanner: &mut Scanner<'_>) -> Result<Self> {
+    fn read(scanner: &mut Scanner<'_>, limit: usize) -> std::result::Result<Self, DaemonError> {
         if scanner.kind()? != Kind::Object {
             scanner.skip()?;
-            return Err(Error::value(0, "JSON Value: Is not object"));
+            return Err(Error::value(0, "JSON Value: Is not object").into());
         }
         let (mut signature_name, mut context, mut examples) = (None, None, None);
         let mut object = scanner.object()?;
@@ -55,12 +52,12 @@ impl Members {
                 "signature_name" if signature_name.is_none() => {
                     if scanner.kind()? != Kind::String {
                         let message = "not formatted correctly. 'signature_name' key must be a string value.";
-                        return Err(Error::value(scanner.offset(), message));
+                        return Err(Error::value(scanner.offset(), message).into());
                     }
                     signature_name = Some(scanner.string()?.into_owned());
                 }
                 "context" if context.is_none() => context = Some(read_example(scanner)?),
-                "examples" if examples.is_none() => examples = Some(read_examples(scanner)?),
+                "examples" if examples.is_none() => examples = Some(read_examples(scanner, limit)?),
                 _ => {
                     scanner.skip()?;
                 }
@@ -68,23 +65,25 @@ impl Members {
         }
         let Some(examples) = examples else {
             let message = "When method is classify or regress, key 'examples' is expected and was not found";
-            return Err(Error::value(scanner.offset(), message));
+            return Err(Error::value(scanner.offset(), message).into());
         };
         Ok(Self { signature_name: signature_name.unwrap_or_default(), context: context.unwrap_or_default(), examples })
     }
 }
 
-fn read_examples(scanner: &mut Scanner<'_>) -> Result<Vec<Vec<u8>>> {
+/// Reads examples, and stops when they have more than `limit` bytes: those of a small body may need much memory.
+fn read_examples(scanner: &mut Scanner<'_>, limit: usize) -> std::result::Result<Examples, DaemonError> {
     if scanner.kind()? != Kind::Array {
-        return Err(Error::value(scanner.offset(), "Expecting 'examples' value to be an list/array"));
+        return Err(Error::value(scanner.offset(), "Expecting 'examples' value to be an list/array").into());
     }
     let mut list = scanner.list()?;
-    let mut examples = Vec::new();
+    let mut examples = ExamplesBuilder::default();
     while scanner.next_element(&mut list)? {
-        examples.push(read_example(scanner)?);
+        examples.push(&[], &read_example(scanner)?, limit)?;
     }
-    if examples.is_empty() {
-        return Err(Error::value(scanner.offset(), "'examples' value is an empty array"));
+    let examples = examples.finish();
+    if examples.bytes() == 0 {
+        return Err(Error::value(scanner.offset(), "'examples' value is an empty array").into());
     }
     Ok(examples)
 }
@@ -253,6 +252,13 @@ mod tests {
     fn a_context_does_not_multiply_a_small_body() {
         let body = format!("{{\"context\": {{\"c\": \"{}\"}}, \"examples\": [{{}},{{}},{{}}]}}", "x".repeat(LIMIT / 2));
         assert_eq!(read_body(body.as_bytes(), LIMIT).expect_err("too large").reason, "too_large");
+    }
+
+    #[test]
+    fn examples_beyond_the_limit_are_not_read() {
+        let body = format!("{{\"examples\": [{}", "{},".repeat(200));
+        assert_eq!(read_body(body.as_bytes(), 100).expect_err("too large").reason, "too_large");
+        assert_eq!(read_body(body.as_bytes(), LIMIT).expect_err("no JSON").reason, "malformed");
     }
 
     proptest! {
