@@ -73,18 +73,14 @@ impl Contents {
             )));
         }
         let bytes = self.numbers.into_bytes();
-        let (data, given) = match tensor.datatype {
-            Datatype::Bytes => (self.strings.into(), self.string_count),
-            Datatype::Fp32 => {
-                let given = bytes.len() / 4;
-                (bytes, given)
-            }
-            Datatype::Fp64 => {
-                let given = bytes.len() / 8;
-                (bytes, given)
-            }
-            datatype => integers(&bytes, datatype, name)?,
+        let given = match tensor.datatype {
+            Datatype::Bytes => self.string_count,
+            Datatype::Fp32 => bytes.len() / 4,
+            Datatype::Fp64 => bytes.len() / 8,
+            // The last byte of each integer is below 0x80.
+            _ => bytes.iter().filter(|&&byte| byte < 0x80).count(),
         };
+        // Before integers are converted: they may take eight times the bytes that were sent.
         if given != wanted {
             let shape = &tensor.shape;
             let mut error = DaemonError::invalid(format!(
@@ -94,19 +90,21 @@ impl Contents {
             error.field = Some(name.clone());
             return Err(error);
         }
-        Ok(data)
+        match tensor.datatype {
+            Datatype::Bytes => Ok(self.strings.into()),
+            Datatype::Fp32 | Datatype::Fp64 => Ok(bytes),
+            datatype => integers(&bytes, given, datatype, name),
+        }
     }
 }
 
-/// Converts packed integers into the data of a tensor. Returns the data, and how many there are.
-fn integers(packed: &[u8], datatype: Datatype, name: &str) -> Result<(Bytes, usize), DaemonError> {
+/// Converts so many packed integers into the data of a tensor.
+fn integers(packed: &[u8], count: usize, datatype: Datatype, name: &str) -> Result<Bytes, DaemonError> {
     let size = datatype.size().unwrap_or(1);
-    // Each takes at least one byte as it was sent.
-    let mut data = Vec::with_capacity(packed.len() * size);
-    let (mut rest, mut count) = (packed, 0);
+    let mut data = Vec::with_capacity(count * size);
+    let mut rest = packed;
     while !rest.is_empty() {
         let number = read_varint(&mut rest)?;
-        count += 1;
         let fits = match datatype {
             Datatype::Bool => number <= 1,
             Datatype::Int8 => i8::try_from(number as i64).is_ok(),
@@ -123,5 +121,5 @@ fn integers(packed: &[u8], datatype: Datatype, name: &str) -> Result<(Bytes, usi
         }
         data.extend_from_slice(&number.to_le_bytes()[..size]);
     }
-    Ok((Bytes::from(data), count))
+    Ok(Bytes::from(data))
 }

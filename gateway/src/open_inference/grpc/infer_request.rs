@@ -354,6 +354,14 @@ mod tests {
                 with_inputs(vec![input("INT8", &[1], InferTensorContents { int_contents: vec![128], ..contents() })]),
                 "128 does not fit INT8",
             ),
+            (
+                with_inputs(vec![input(
+                    "INT8",
+                    &[1],
+                    InferTensorContents { int_contents: vec![1, 128], ..contents() },
+                )]),
+                "has 2 elements in its contents",
+            ),
             (raw(with_inputs(vec![input("FP32", &[1], contents())]), 2), "2 entries for 1 inputs"),
             (raw(with_inputs(vec![input("FP32", &[1], floats(&[1.0]))]), 1), "use one of them"),
             (with_inputs(vec![input("FP32", &[0; 65], contents())]), "more than 64"),
