@@ -239,10 +239,13 @@ class Executor:
             All answers; or None where they are in `answers`.
         """
         size = self.padded_size(sum(rows))
+        raised: list[BaseException] = []
         try:
             outputs = self._call(key, [joined], size, model_inputs)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
-            self._run_smaller(key, batch_inputs.split_entries(joined, rows), answers, error)
+            raised.append(error)
+        if raised:
+            self._run_smaller(key, batch_inputs.split_entries(joined, rows), answers, raised.pop())
             return None
         if not replies.have_rows(outputs, size):
             self._stop_joining(key, batch_inputs.split_entries(joined, rows), answers, outputs, size)
@@ -279,10 +282,13 @@ class Executor:
             self._run_each(key, entries, answers)
             return False
         size = size or self.padded_size(sum(entry.rows for entry in entries))
+        raised: list[BaseException] = []
         try:
             outputs = self._call(key, [entry.arrays for entry in entries], size, model_inputs)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
-            self._run_smaller(key, entries, answers, error)
+            raised.append(error)
+        if raised:
+            self._run_smaller(key, entries, answers, raised.pop())
             return False
         if not replies.have_rows(outputs, size):
             self._stop_joining(key, entries, answers, outputs, size)
@@ -315,10 +321,13 @@ class Executor:
         variant = _variant_of(key)
         self._comparisons_left[variant] = self._comparisons_left.get(variant, self._comparisons) - 1
         size = self.padded_size(sum(entry.rows for entry in entries))
+        raised: list[BaseException] = []
         try:
             outputs = self._call(key, [entry.arrays for entry in entries], size, None)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
-            self._run_smaller(key, entries, answers, error)
+            raised.append(error)
+        if raised:
+            self._run_smaller(key, entries, answers, raised.pop())
             return
         if not replies.have_rows(outputs, size):
             self._stop_joining(key, entries, answers, outputs, size)
@@ -362,7 +371,12 @@ class Executor:
     def _run_smaller(
         self, key: KeySpec, entries: list[Entry], answers: list[Answer | None], error: BaseException
     ) -> None:
-        """After a call for these entries raised: calls for fewer of them, until the entry that raises is by itself."""
+        """After a call for these entries raised: calls for fewer of them, until the entry that raises is by itself.
+
+        It is called when the error is not being handled any more: an error that a smaller call raises would have it as
+        its context otherwise, and the log would have the tracebacks of both. Callers keep no reference to the error,
+        since its traceback refers to their frames.
+        """
         self._caller.last_call = False  # it is still set where joining the inputs raised, not the model
         if len(entries) == 1:
             answers[entries[0].number] = self._errors.translate(error)

@@ -26,7 +26,7 @@ def latest_event_lines(events: Sequence[Mapping[str, Any]], width: int | None) -
     if not events:
         return []
     lines: list[Line] = [[Span("latest events:")]]
-    for each in events[-LATEST:]:
+    for each in _without_repeats(events[-LATEST:]):
         lines += _wrapped(each, f"{rounded_duration(each['age_s']):>7} ago  ", width, indent=13, style="")
     return [*lines, []]
 
@@ -41,7 +41,7 @@ def event_lines(events: Sequence[Mapping[str, Any]], width: int | None) -> list[
     if not events:
         return [[Span("nothing has happened since the daemon's start")]]
     lines: list[Line] = []
-    for each in events:
+    for each in _without_repeats(events):
         lines += _wrapped(each, f"{local_time(each)}  ", width, indent=4, style=_STYLES.get(each["level"], ""))
     return lines
 
@@ -63,6 +63,17 @@ def describe_event(each: Mapping[str, Any]) -> str:
         text = f"{text} after {measured_duration(each['away_s'])}"
     details = [str(each[name]) for name in ("why", "cause", "next") if name in each]
     return escape_controls(": ".join([*what, text, *details]), keep_lines=True)
+
+
+def _without_repeats(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The events; what somebody has asked for is without the cause of its failure where the event of that has it."""
+    causes = [each["cause"] for each in events if each["kind"] != "audit" and each.get("cause")]
+    return [
+        {name: value for name, value in each.items() if name != "cause"}
+        if each["kind"] == "audit" and any(cause in each.get("cause", "") for cause in causes)
+        else each
+        for each in events
+    ]
 
 
 def _wrapped(each: Mapping[str, Any], first: str, width: int | None, *, indent: int, style: str) -> list[Line]:

@@ -27,6 +27,7 @@ _SLOT_COLUMNS: Final = (
     Column("In state", right=True, label="in state"),
     Column("Device", label="device"),
     Column("Depth", right=True, label="depth"),
+    Column("In its batch", right=True, label="in its batch for", optional=True),
     Column("Rows/s", right=True, label="rows/s"),
     Column("Batch p50", right=True, label="batch p50"),
     Column("Batch p99", right=True, label="batch p99"),
@@ -93,6 +94,9 @@ _TOWER_COLUMNS: Final = (
     Column("Nodes", label="nodes"),
     Column("Not on its device", label="not on its device"),
 )
+
+LONG_BATCH_S: Final = 2.0
+"""From how long on the table of slots shows for how long a batch has been executed."""
 
 
 def status_lines(status: Mapping[str, Any], width: int | None, *, problems_first: bool = False) -> list[Line]:
@@ -198,6 +202,7 @@ def _slot_row(slot: Mapping[str, Any]) -> list[Cell | None]:
         _duration(slot.get("state_for_s")),
         slot["device"].replace(",", "\n"),
         slot["depth"],
+        _in_batch(slot),
         f"{rate:,.0f}" if rate is not None else None,
         _milliseconds(batch.get("p50")),
         _milliseconds(batch.get("p99")),
@@ -222,6 +227,12 @@ def _condition(slot: Mapping[str, Any]) -> str | None:
     """How the worker seems to be, with the cause; the state shows by itself that there is none."""
     condition = slot.get("condition")
     return f"{condition}: {slot['condition_cause']}" if condition in SUSPECTED else None
+
+
+def _in_batch(slot: Mapping[str, Any]) -> str | None:
+    """For how long the worker has been executing its batch, where that is long for anybody to wait."""
+    seconds = slot.get("batch_running_s") or 0.0
+    return rounded_duration(seconds) if seconds >= LONG_BATCH_S else None
 
 
 def _of_devices(values: Sequence[str | None]) -> str | None:

@@ -26,6 +26,7 @@ from .reload import Reload, unchangeable
 log = logging.getLogger("multitower.daemon")
 
 _REFUSED: Final = "the configuration is refused, and nothing has changed:"
+_ENDED_EARLY: Final = "the reload ended early: "
 
 MAX_RESTARTS: Final = 256
 """Orders to restart a slot or the gateway that wait at most, those under way included."""
@@ -125,7 +126,9 @@ class Orders:
         else:
             reload.outcome, level, message = "failed", logging.ERROR, "reload ended early"
         reload.cause = _cause(answer) if isinstance(answer, MultitowerError) else None
-        self._context.history.keep(level, EventKind.RELOAD, message, cause=reload.cause)
+        # The message says already that it ended early.
+        cause = reload.cause.removeprefix(_ENDED_EARLY) if reload.cause is not None else None
+        self._context.history.keep(level, EventKind.RELOAD, message, cause=cause)
 
     def _begin_reload(self, order: Order, read_s: float) -> None:
         self.last_reload = LastReload(time.monotonic())
@@ -174,7 +177,7 @@ class Orders:
             if error is None:
                 order.end(changed)
             else:
-                order.end(make(Reason.ORDER_FAILED, f"the reload ended early: {error}", **changed))
+                order.end(make(Reason.ORDER_FAILED, f"{_ENDED_EARLY}{error}", **changed))
 
         Reload(self._context, order, settings.current, new, applied, again=True).start()
 

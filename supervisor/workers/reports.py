@@ -21,6 +21,7 @@ from .exit_cause import Fault, Verdict
 from .load_failures import current_reports
 from .planned_replacement_queue import ReplacementQueue
 from .slot import Slot, WorkerProcess, describe_failures
+from .slot_events import note_failed
 from .slot_state_machine import Event
 from .slots import Slots
 from .spares import Spares
@@ -157,8 +158,7 @@ class Reports:
                 self._slots.condemn_process(process, Verdict(Fault.OTHERS_LEFT, what), now)
                 return
             self._slots.handle_event(slot, Event.UNLOADABLE, now, cause)
-            fields = {**process.child.fields, "cause": cause}
-            self._slots.history.note(log, logging.ERROR, EventKind.SLOT_FAILED, "slot failed", **fields)
+            note_failed(self._slots.history, slot, process.child.fields, cause)
 
     def _handle_next_process(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
         """Handles a report of a process that is to take over the slot."""

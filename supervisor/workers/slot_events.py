@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from multitower.durations import exact_duration
 
@@ -46,8 +47,20 @@ def note_death(
 def note_if_failed(history: EventHistory, slot: Slot) -> None:
     """Logs and keeps that a slot has failed, if it has."""
     if slot.state is State.FAILED:
-        fields = {**slot.fields, "cause": slot.last_error}
-        history.note(log, logging.ERROR, EventKind.SLOT_FAILED, "slot failed", **fields)
+        note_failed(history, slot, slot.fields, slot.last_error)
+
+
+def note_failed(history: EventHistory, slot: Slot, fields: Mapping[str, object], cause: str | None) -> None:
+    """Logs and keeps that a slot has failed, and what starts it again.
+
+    Args:
+        history: keeps it.
+        slot: which has failed.
+        fields: of the slot or of its last process.
+        cause: of the failure, for people.
+    """
+    after = f"`multitower restart {slot.number}` tries again"
+    history.note(log, logging.ERROR, EventKind.SLOT_FAILED, "slot failed", **fields, cause=cause, next=after)
 
 
 def describe_restart(delay_s: float) -> str:

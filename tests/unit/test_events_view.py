@@ -67,3 +67,16 @@ def test_what_came_from_a_model_is_no_command_for_the_terminal() -> None:
 def test_a_daemon_to_which_nothing_has_happened_says_so_where_all_events_are_asked_for() -> None:
     assert text(event_lines([], 80)) == "nothing has happened since the daemon's start"
     assert latest_event_lines([], 80) == []
+
+
+def test_an_order_that_failed_does_not_repeat_the_cause_of_what_it_began() -> None:
+    reload = {**EVENT, "kind": "reload", "message": "reload refused", "cause": "c.yaml:4:9: spares: wrong"}
+    audit = {**EVENT, "kind": "audit", "message": "audit: reload by ada: config_refused"}
+    repeated = {**audit, "cause": "the configuration is refused, and nothing has changed:\nc.yaml:4:9: spares: wrong"}
+    alone = {**audit, "message": "audit: reload by bob: forbidden", "cause": "bob has not the role operate"}
+    shown = [line.split("  ", 1)[1] for line in text(event_lines([reload, repeated, alone], None)).splitlines()]
+    assert shown == [
+        "reload refused: c.yaml:4:9: spares: wrong",
+        "audit: reload by ada: config_refused",
+        "audit: reload by bob: forbidden: bob has not the role operate",
+    ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import numpy as np
@@ -134,3 +136,30 @@ def test_exceptions_of_one_kind_are_logged_once(
         run(executor, [BAD])
     (record,) = caplog.records
     assert "picky" in getattr(record, "fields", {})["traceback"]
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_the_traceback_of_an_exception_is_logged_without_those_of_larger_batches(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, proven: bool
+) -> None:
+    monkeypatch.setattr(model_errors, "_exception_logs", {})
+    run(Executor("m", Scripted(picky), (), proven=proven), [2], [BAD], [3], [4])
+    (record,) = caplog.records
+    assert getattr(record, "fields", {})["traceback"].count("Traceback (most recent call last)") == 1
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_an_exception_does_not_keep_its_inputs(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(model_errors, "_exception_logs", {})
+    seen: list[weakref.ref[np.ndarray]] = []
+
+    def fail(x: np.ndarray) -> Arrays:
+        seen.append(weakref.ref(x))
+        raise ValueError("wrong")
+
+    gc.disable()
+    try:
+        run(Executor("m", Scripted(fail), (), proven=True), *[[2]] * rows)
+        assert [each() for each in seen] == [None] * len(seen)
+    finally:
+        gc.enable()

@@ -196,6 +196,9 @@ def test_a_reload_that_ends_early_has_failed_with_its_cause(daemon: DaemonScene)
     assert reload["outcome"] == "failed"
     assert "no weights" in reload["cause"]
     assert [each["message"] for each in events(daemon, "model_refused")] == ["replacement worker cannot load"]
+    (past,) = events(daemon, "reload")
+    assert past["message"] == "reload ended early"
+    assert past["cause"].startswith("slot 0: "), "without what the message says already"
 
 
 def test_an_order_to_unload_a_model_is_an_event(daemon: DaemonScene) -> None:

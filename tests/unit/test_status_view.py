@@ -262,3 +262,13 @@ def test_a_daemon_that_is_insecure_says_so() -> None:
     assert "without credentials or encryption" in text(
         None, {**STATUS, "daemon": {**STATUS["daemon"], "insecure": True}}
     )
+
+
+@pytest.mark.parametrize(("running_s", "shown"), [(None, None), (1.9, None), (2.0, "2 s"), (187.0, "3 min")])
+def test_a_batch_that_takes_long_is_in_the_row_of_its_slot(running_s: float | None, shown: str | None) -> None:
+    status = copy.deepcopy(STATUS)
+    status["slots"][1]["batch_running_s"] = running_s
+    lines = render(status_lines(status, None), colour=False)
+    assert any("In its batch" in line for line in lines) is (shown is not None)
+    row = next(line for line in lines if re.match("1 +ready", line))
+    assert shown is None or re.search(rf" 31 +{shown} +3,871 ", row)
