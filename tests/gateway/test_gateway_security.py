@@ -261,6 +261,33 @@ class TestTls:
             kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: m\r\n\r\n")
             assert kept.recv(100).startswith(b"HTTP/1.1 200 OK")
 
+    def test_connections_end_whose_certificates_are_of_an_authority_that_was_removed(
+        self, locked: Locked, tmp_path: Path
+    ) -> None:
+        """Both clients are the same principal; nothing is reloaded."""
+        own, other = locked.authority.ca.read_text(), Authority(tmp_path)
+        pairs = [locked.authority.issue("stays", "/CN=certified"), other.issue("leaves", "/CN=certified")]
+        contexts = [locked.authority.client_context(pair) for pair in pairs]
+
+        def use(authorities: str) -> None:
+            after = len(locked.daemon.lines)
+            (locked.folder / "ca.pem").write_text(authorities)
+            locked.daemon.wait_line("the certificate was read again", after=after)
+
+        def ready(connection: ssl.SSLSocket) -> bytes:
+            connection.sendall(b"GET /v2/models/mine/ready HTTP/1.1\r\nHost: m\r\n\r\n")
+            return connection.recv(1000)
+
+        use(own + other.ca.read_text())
+        try:
+            with locked.connect(contexts[0]) as stays, locked.connect(contexts[1]) as leaves:
+                assert all(ready(each).startswith(b"HTTP/1.1 200 OK") for each in (stays, leaves))
+                use(own)
+                assert leaves.recv(1) == b"", "it is closed"
+                assert ready(stays).startswith(b"HTTP/1.1 200 OK")
+        finally:
+            (locked.folder / "ca.pem").write_text(own)
+
     def test_the_expiry_of_the_certificate_is_logged_and_in_the_metrics(self, locked: Locked) -> None:
         """It is that of the first certificate of the file that expires; a date that is near is told at once."""
         name, now = b"\nmultitower_gateway_certificate_not_after_seconds ", time.time()

@@ -6,6 +6,7 @@ use ::http::{HeaderMap, HeaderValue, header};
 use tokio::sync::Semaphore;
 
 use crate::mt1::{Credential, DaemonError, Identity, MAX_ASKING_OF_CONNECTION, Origin};
+use crate::tls::ClientCertificate;
 
 /// The client of a connection.
 pub struct Client {
@@ -13,7 +14,7 @@ pub struct Client {
     from: String,
     /// Whether the daemon has `security`, so that most requests need a credential.
     locked: bool,
-    certificate_name: OnceLock<String>,
+    certificate: OnceLock<Arc<ClientCertificate>>,
     shown: Mutex<Shown>,
     /// See `Origin`.
     turns: Arc<Semaphore>,
@@ -30,17 +31,17 @@ enum Shown {
 impl Client {
     pub fn new(from: String, locked: bool) -> Self {
         let turns = Arc::new(Semaphore::new(MAX_ASKING_OF_CONNECTION));
-        Self { from, locked, certificate_name: OnceLock::new(), shown: Mutex::new(Shown::None), turns }
+        Self { from, locked, certificate: OnceLock::new(), shown: Mutex::new(Shown::None), turns }
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// TLS has verified a certificate with this name.
-    pub fn set_certificate_name(&self, name: String) {
+    /// TLS has verified this certificate.
+    pub fn set_certificate(&self, certificate: Arc<ClientCertificate>) {
         // There is one handshake.
-        let _ = self.certificate_name.set(name);
+        let _ = self.certificate.set(certificate);
     }
 
     /// Returns where a credential of this connection comes from.
@@ -55,8 +56,8 @@ impl Client {
     pub fn credential(&self, headers: &HeaderMap) -> Result<Credential, DaemonError> {
         match bearer_token(headers)? {
             Some(token) => Ok(Credential::Token(token.into())),
-            None => match self.certificate_name.get() {
-                Some(name) => Ok(Credential::CertificateName(name.as_str().into())),
+            None => match self.certificate.get().and_then(|certificate| certificate.name.as_deref()) {
+                Some(name) => Ok(Credential::CertificateName(name.into())),
                 None => Err(DaemonError::unauthenticated("a bearer token is needed (Authorization: Bearer TOKEN)")),
             },
         }
@@ -78,8 +79,12 @@ impl Client {
         self.locked && matches!(&*self.shown(), Shown::None)
     }
 
-    /// Whether the only credential of the connection was valid once, and is no more.
+    /// Whether the only credential of the connection, or the certificate of its handshake, was valid once, and is no
+    /// more.
     pub fn is_refused(&self) -> bool {
+        if self.certificate.get().is_some_and(|certificate| certificate.is_withdrawn()) {
+            return true;
+        }
         matches!(&*self.shown(), Shown::One(identity) if identity.is_refused())
     }
 }
@@ -146,9 +151,20 @@ mod tests {
     fn a_token_comes_before_a_certificate() {
         let client = Client::new("unix".to_owned(), true);
         assert!(client.credential(&headers(&[])).is_err());
-        client.set_certificate_name("n".to_owned());
+        client.set_certificate(Arc::new(ClientCertificate::named("n")));
         assert!(client.credential(&headers(&[])).unwrap() == Credential::CertificateName("n".into()));
         assert!(client.credential(&headers(&[b"Bearer t"])).unwrap() == Credential::Token("t".into()));
         assert!(client.credential(&headers(&[b"Basic t"])).is_err(), "what is wrong is not ignored");
+    }
+    #[test]
+    fn a_client_whose_certificate_is_withdrawn_is_refused_with_and_without_security() {
+        for locked in [true, false] {
+            let client = Client::new("1.2.3.4:5".to_owned(), locked);
+            let certificate = Arc::new(ClientCertificate::named("n"));
+            client.set_certificate(certificate.clone());
+            assert!(!client.is_refused());
+            assert!(certificate.verify_again(None));
+            assert!(client.is_refused());
+        }
     }
 }

@@ -21,7 +21,7 @@ use crate::mt1::Daemon;
 use crate::operations::Operations;
 use crate::settings::Settings;
 use crate::statistics::Statistics;
-use crate::tls::{Tls, certificate_name};
+use crate::tls::Tls;
 
 /// How often connections are looked through.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -175,9 +175,10 @@ impl Acceptor {
                     // On the heap: connections without TLS need less memory.
                     Box::pin(async move {
                         let until = async { activity.until_ending().await };
-                        let Some(stream) = tls.accept(stream, &from.to_string(), until).await else { return };
-                        if let (Some(client), Some(name)) = (activity.client(), certificate_name(&stream)) {
-                            client.set_certificate_name(name);
+                        let accepted = tls.accept(stream, &from.to_string(), until).await;
+                        let Some((stream, certificate)) = accepted else { return };
+                        if let (Some(client), Some(certificate)) = (activity.client(), certificate) {
+                            client.set_certificate(certificate);
                         }
                         connection::serve(stream, builders, dispatch, activity).await;
                     })

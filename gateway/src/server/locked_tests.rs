@@ -20,6 +20,7 @@ use crate::mt1::Daemon;
 use crate::mt1::stand_in::StandIn;
 use crate::operations::Operations;
 use crate::settings::Settings;
+use crate::tls::ClientCertificate;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -93,7 +94,7 @@ impl Locked {
         let builders = Arc::new(connection::Builders::new(&self.settings.limits));
         let client = Client::new("1.2.3.4:5".to_owned(), true);
         if let Some(name) = certificate_name {
-            client.set_certificate_name(name.to_owned());
+            client.set_certificate(Arc::new(ClientCertificate::named(name)));
         }
         let activity = self.registry.add(self.dispatch.budget(), None, Some(client));
         tokio::spawn(connection::serve(far, builders, self.dispatch.clone(), activity));

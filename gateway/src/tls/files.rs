@@ -14,6 +14,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
 use super::access_list::mode_for_others;
+use super::client_certificates::Authorities;
 use super::expiry;
 use crate::settings::TlsSettings;
 
@@ -41,6 +42,8 @@ pub struct Loaded {
     pub config: ServerConfig,
     /// When the certificate expires, or one behind it that does so earlier, in seconds since 1970; None if unknown.
     pub expiry: Option<u64>,
+    /// Who issues certificates of clients; None if clients are not asked for any.
+    pub authorities: Option<Authorities>,
 }
 
 /// Reads the files. `tokens` is whether clients may do without a certificate, since they can show a token.
@@ -54,9 +57,10 @@ pub fn load(settings: &TlsSettings, tokens: bool) -> Result<Loaded, String> {
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("TLS cannot be set up: {error}"))?;
-    let builder = match &settings.client_ca {
+    let authorities = settings.client_ca.as_ref().map(|path| authorities(path, tokens, provider)).transpose()?;
+    let builder = match &authorities {
         None => builder.with_no_client_auth(),
-        Some(path) => builder.with_client_cert_verifier(client_verifier(path, tokens, provider)?),
+        Some(authorities) => builder.with_client_cert_verifier(authorities.verifier.clone()),
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| {
         let (certificate, key) = (settings.certificate.display(), settings.private_key.display());
@@ -65,27 +69,25 @@ pub fn load(settings: &TlsSettings, tokens: bool) -> Result<Loaded, String> {
             _ => format!("{certificate} and {key} cannot be used together: {error}"),
         }
     })?;
-    if settings.client_ca.is_some() {
+    if authorities.is_some() {
         // A session that is resumed is not asked for its certificate again, which may have expired meanwhile.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
     config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
-    Ok(Loaded { config, expiry })
+    Ok(Loaded { config, expiry, authorities })
 }
 
-fn client_verifier(
-    path: &Path,
-    tokens: bool,
-    provider: Arc<CryptoProvider>,
-) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, String> {
+fn authorities(path: &Path, tokens: bool, provider: Arc<CryptoProvider>) -> Result<Authorities, String> {
+    let certificates = certificates(path, Guard::Written)?;
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path, Guard::Written)? {
-        roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
+    for certificate in &certificates {
+        roots.add(certificate.clone()).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     let builder = if tokens { builder.allow_unauthenticated() } else { builder };
-    builder.build().map_err(|error| format!("{}: {error}", path.display()))
+    let verifier = builder.build().map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(Authorities { certificates, verifier })
 }
 
 fn certificates(path: &Path, guard: Guard) -> Result<Vec<CertificateDer<'static>>, String> {

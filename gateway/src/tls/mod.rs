@@ -1,6 +1,7 @@
 //! TLS: handshakes, which are bounded in time, and certificates, which are read again when their files change.
 
 mod access_list;
+mod client_certificates;
 mod der;
 mod expiry;
 mod files;
@@ -27,6 +28,8 @@ use crate::log;
 use crate::peeked::Peeked;
 use crate::settings::{Settings, TlsSettings};
 use crate::statistics::Statistics;
+pub use client_certificates::ClientCertificate;
+use client_certificates::{Authorities, ClientCertificates};
 use expiry::Reminder;
 
 /// How long a handshake may take, from the first byte of a connection.
@@ -49,7 +52,8 @@ const NO_TLS: &str = "this address speaks TLS: use https://";
 
 /// TLS for all tcp listeners.
 pub struct Tls {
-    config: RwLock<Arc<ServerConfig>>,
+    used: RwLock<Arc<Used>>,
+    shown: ClientCertificates,
     /// How long a handshake may take.
     limit: Duration,
     failures: Mutex<Failures>,
@@ -57,11 +61,31 @@ pub struct Tls {
     statistics: Arc<Statistics>,
 }
 
+/// What new connections use.
+struct Used {
+    config: Arc<ServerConfig>,
+    authorities: Option<Authorities>,
+}
+
+/// A connection that has shaken hands, and the certificate that its client has shown, if it has shown one.
+pub type Accepted<S> = (TlsStream<Peeked<S>>, Option<Arc<ClientCertificate>>);
+
 /// Handshakes that have failed since the last line in the log.
 #[derive(Default)]
 struct Failures {
     reported_at: Option<Instant>,
     count: u64,
+}
+
+impl Used {
+    fn new(loaded: files::Loaded) -> Self {
+        Self { config: Arc::new(loaded.config), authorities: loaded.authorities }
+    }
+
+    fn has_same_authorities(&self, other: &Self) -> bool {
+        let certificates = |used: &Self| used.authorities.as_ref().map(|authorities| authorities.certificates.clone());
+        certificates(self) == certificates(other)
+    }
 }
 
 impl Tls {
@@ -82,12 +106,12 @@ impl Tls {
 
     fn new(loaded: files::Loaded, statistics: Arc<Statistics>) -> Self {
         statistics.set_certificate_expiry(loaded.expiry);
-        let config = RwLock::new(Arc::new(loaded.config));
-        Self { config, limit: HANDSHAKE, failures: Mutex::default(), statistics }
+        let used = RwLock::new(Arc::new(Used::new(loaded)));
+        Self { used, shown: ClientCertificates::default(), limit: HANDSHAKE, failures: Mutex::default(), statistics }
     }
 
-    fn config(&self) -> Arc<ServerConfig> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn used(&self) -> Arc<Used> {
+        self.used.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Reads the files again whenever they have changed, and logs it when the certificate expires soon. Never returns.
@@ -101,6 +125,7 @@ impl Tls {
                 log::warning(message, fields);
             }
             thread::sleep(LOOK);
+            self.shown.forget_ended();
             self.look(files, tokens, &mut watch);
         }
     }
@@ -119,8 +144,8 @@ impl Tls {
         let refused = watch.refused.take();
         match files::load(files, tokens) {
             Ok(loaded) => {
-                *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded.config);
                 self.statistics.set_certificate_expiry(loaded.expiry);
+                self.replace(Used::new(loaded));
                 log::info("the certificate was read again: its files have changed", json!({}));
             }
             Err(cause) => {
@@ -136,15 +161,25 @@ impl Tls {
         true
     }
 
+    /// Has new connections use this. Connections end whose clients would not be accepted by the new authorities.
+    fn replace(&self, used: Used) {
+        let used = Arc::new(used);
+        let former = std::mem::replace(&mut *self.used.write().unwrap_or_else(PoisonError::into_inner), used.clone());
+        if former.has_same_authorities(&used) {
+            return;
+        }
+        let count = self.shown.verify_again(used.authorities.as_ref());
+        if count > 0 {
+            let message =
+                "connections are closed: the authorities of their clients' certificates are no longer accepted";
+            log::info(message, json!({"count": count}));
+        }
+    }
+
     /// Shakes hands with a client. Returns None if that fails, takes too long, or `until` ends before.
     ///
     /// `from` is the client's address.
-    pub async fn accept<S>(
-        &self,
-        stream: S,
-        from: &str,
-        until: impl Future<Output = ()>,
-    ) -> Option<TlsStream<Peeked<S>>>
+    pub async fn accept<S>(&self, stream: S, from: &str, until: impl Future<Output = ()>) -> Option<Accepted<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -153,7 +188,10 @@ impl Tls {
             () = until => return None,
         };
         match outcome {
-            Ok(Ok(stream)) => return Some(stream),
+            Ok(Ok((stream, used))) => {
+                let certificate = self.certificate_of(&stream, &used);
+                return Some((stream, certificate));
+            }
             // A client that connects and goes, such as a load balancer's check.
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
             Ok(Err(error)) => self.report(&cause_of(&error), from),
@@ -162,7 +200,20 @@ impl Tls {
         None
     }
 
-    async fn shake_hands<S>(&self, stream: S) -> io::Result<TlsStream<Peeked<S>>>
+    /// Returns the certificate that a client has shown in a handshake, for which this was used.
+    fn certificate_of<S>(&self, stream: &TlsStream<S>, used: &Arc<Used>) -> Option<Arc<ClientCertificate>> {
+        let chain = stream.get_ref().1.peer_certificates()?;
+        let certificate = Arc::new(ClientCertificate::new(chain.to_vec()));
+        self.shown.add(&certificate);
+        // The authorities may have changed during the handshake. If they change from here on, `replace` finds it.
+        let now = self.used();
+        if !now.has_same_authorities(used) {
+            certificate.verify_again(now.authorities.as_ref());
+        }
+        Some(certificate)
+    }
+
+    async fn shake_hands<S>(&self, stream: S) -> io::Result<(TlsStream<Peeked<S>>, Arc<Used>)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -180,7 +231,9 @@ impl Tls {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the client does not speak TLS"));
             }
         }
-        TlsAcceptor::from(self.config()).accept(stream).await
+        let used = self.used();
+        let stream = TlsAcceptor::from(used.config.clone()).accept(stream).await?;
+        Ok((stream, used))
     }
 
     fn report(&self, cause: &str, from: &str) {
@@ -219,11 +272,6 @@ struct Watch {
     seen: files::Stamp,
     /// Why they could not be used, and when they are read again; None if they are used.
     refused: Option<(String, Instant)>,
-}
-
-/// Returns the name in the certificate that a client has shown, if it has shown one.
-pub fn certificate_name<S>(stream: &TlsStream<S>) -> Option<String> {
-    subject::common_name(stream.get_ref().1.peer_certificates()?.first()?)
 }
 
 /// The answer to a request without TLS.

@@ -31,7 +31,7 @@ fn client(certificates: &Certificates, shown: Option<&str>, protocols: &[&[u8]])
     TlsConnector::from(Arc::new(config))
 }
 
-type Sides = (io::Result<client::TlsStream<DuplexStream>>, Option<TlsStream<Peeked<DuplexStream>>>);
+type Sides = (io::Result<client::TlsStream<DuplexStream>>, Option<Accepted<DuplexStream>>);
 
 /// Has a client connect. Returns both ends.
 async fn connect(tls: &Tls, client: &TlsConnector) -> Sides {
@@ -55,14 +55,14 @@ async fn the_protocol_is_agreed_on_and_bytes_come_through() {
         [(&[&b"h2"[..], b"http/1.1"][..], Some(&b"h2"[..])), (&[b"http/1.1"], Some(b"http/1.1")), (&[], None)]
     {
         let (near, far) = connect(&tls, &client(&certificates, None, offered)).await;
-        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        let (mut near, (mut far, certificate)) = (near.unwrap(), far.unwrap());
         assert_eq!(far.get_ref().1.alpn_protocol(), expected);
         near.write_all(b"hello").await.unwrap();
         near.flush().await.unwrap();
         let mut read = [0; 5];
         far.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"hello");
-        assert_eq!(certificate_name(&far), None);
+        assert!(certificate.is_none());
     }
 }
 
@@ -86,7 +86,7 @@ async fn certificates_of_clients_are_verified_and_name_them() {
     ] {
         let tls = tls(&certificates, true, tokens);
         let (_, server) = connect(&tls, &client(&certificates, shown, &[])).await;
-        let name = server.map(|server| certificate_name(&server));
+        let name = server.map(|(_, certificate)| certificate.and_then(|certificate| certificate.name.clone()));
         assert_eq!(name.as_ref().map(Option::as_deref), expected, "{tokens} {shown:?}");
     }
 }
@@ -162,6 +162,53 @@ async fn files_that_could_not_be_used_are_read_again_although_they_have_not_chan
     tls.look(&settings, true, &mut watch);
     assert!(tls.look(&settings, true, &mut watch));
     assert!(watch.refused.is_some_and(|(cause, at)| cause.contains("mode 0640") && at > Instant::now()));
+}
+
+#[tokio::test]
+async fn connections_end_whose_clients_have_certificates_of_an_authority_that_was_removed() {
+    let certificates = Certificates::new();
+    certificates.issue("stays", "/CN=checkout-service");
+    let others = Certificates::new();
+    others.issue("leaves", "/CN=checkout-service");
+    for name in ["leaves.pem", "leaves.key"] {
+        std::fs::copy(others.path(name), certificates.path(name)).unwrap();
+    }
+    let own = std::fs::read(certificates.path("ca.pem")).unwrap();
+    let both = [own.clone(), std::fs::read(others.path("ca.pem")).unwrap()].concat();
+    std::fs::write(certificates.path("ca.pem"), &both).unwrap();
+    let clients = ["stays", "leaves"].map(|name| client(&certificates, Some(name), &[]));
+    // With and without tokens of clients.
+    for tokens in [true, false] {
+        let settings = certificates.settings(true);
+        let tls = Tls::new(files::load(&settings, tokens).unwrap(), Arc::default());
+        let (stamp, former) = (files::stamp(&settings), tls.used());
+        let mut watch = Watch { used: stamp.clone(), seen: stamp, refused: None };
+        let mut used_now = || {
+            tls.look(&settings, tokens, &mut watch);
+            assert!(tls.look(&settings, tokens, &mut watch));
+        };
+        let mut open = Vec::new();
+        for client in &clients {
+            let (near, far) = connect(&tls, client).await;
+            open.push((near.unwrap(), far.unwrap()));
+        }
+        let withdrawn = || -> Vec<bool> {
+            open.iter().map(|(_, (_, certificate))| certificate.as_ref().unwrap().is_withdrawn()).collect()
+        };
+        certificates.issue("server", "/CN=localhost");
+        used_now();
+        assert_eq!(withdrawn(), [false, false], "the authorities are the same");
+        std::fs::remove_file(certificates.path("ca.pem")).unwrap();
+        used_now();
+        assert_eq!(withdrawn(), [false, false], "files that cannot be read change nothing");
+        std::fs::write(certificates.path("ca.pem"), &own).unwrap();
+        used_now();
+        assert_eq!(withdrawn(), [false, true]);
+        // A handshake that has ended meanwhile.
+        let late = open.iter().map(|(_, (stream, _))| tls.certificate_of(stream, &former).unwrap().is_withdrawn());
+        assert_eq!(late.collect::<Vec<_>>(), [false, true]);
+        std::fs::write(certificates.path("ca.pem"), &both).unwrap();
+    }
 }
 
 #[test]
@@ -270,7 +317,7 @@ async fn sessions_are_resumed_only_where_clients_show_no_certificates() {
         let mut kinds = Vec::new();
         for _ in 0..2 {
             let (near, far) = connect(&tls, &client).await;
-            let (mut near, mut far) = (near.unwrap(), far.unwrap());
+            let (mut near, (mut far, _)) = (near.unwrap(), far.unwrap());
             far.write_all(b"x").await.unwrap();
             far.flush().await.unwrap();
             near.read_exact(&mut [0; 1]).await.unwrap(); // tickets come before it
