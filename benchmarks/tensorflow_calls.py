@@ -11,11 +11,15 @@
 TensorFlow has one thread, which is enough for small models. Each round runs all ways in turn, in a rotating order.
 Figures are medians of the rounds, and in brackets the median of each round's ratio to the signature. `same` means that
 all ways gave the same bits.
+
+The last line is the CPU time for a full run of Python's garbage collector, before and after `gc.freeze`, which a worker
+calls when it becomes ready.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import tempfile
@@ -209,6 +213,17 @@ def compare(folder: Path, rows: list[int], rounds: int, seconds: float) -> None:
         print(f"{folder.name:>12}{count:6}{''.join(cells)}   {', '.join(others) + ' differ' if others else 'same'}")
 
 
+def collection_ms(rounds: int) -> float:
+    """CPU milliseconds for a full run of the garbage collector: the median of some runs; the first is not counted."""
+    gc.collect()
+    found: list[float] = []
+    for _ in range(rounds):
+        begun = time.thread_time()
+        gc.collect()
+        found.append((time.thread_time() - begun) * 1e3)
+    return statistics.median(found)
+
+
 def main() -> None:
     """Measures all models, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -230,6 +245,11 @@ def main() -> None:
         print(f"{'':>12}{'rows':>6}" + "".join(f"{name:>17}" for name in NAMES) + "   microseconds")
         for folder in folders:
             compare(folder, rows, options.rounds, options.seconds)
+        before = collection_ms(options.rounds)
+        gc.freeze()
+        print(
+            f"a full run of the garbage collector: {before:.1f} ms; {collection_ms(options.rounds):.3f} ms when frozen"
+        )
 
 
 if __name__ == "__main__":
