@@ -155,3 +155,12 @@ def test_systemd_can_parse_every_line(tmp_path: Path, credential: bool) -> None:
     # It may complain about other units of this machine.
     assert [line for line in (done.stdout + done.stderr).splitlines() if UNIT.name in line] == []
     assert done.returncode == 0, done.stderr
+
+
+def test_settings_that_hardening_adds_replace_those_of_the_unit() -> None:
+    """systemd adds further lines of these keys to those of the unit, unless an empty line comes first."""
+    snippet = (
+        (ROOT / "docs" / "hardening.md").read_text().partition("systemctl edit multitower`:")[2].partition("```\n\n")[0]
+    )
+    lists = re.findall(r"^(RestrictAddressFamilies|CapabilityBoundingSet|DeviceAllow)=(.*)$", snippet, re.MULTILINE)
+    assert lists == [("RestrictAddressFamilies", ""), ("RestrictAddressFamilies", "AF_UNIX AF_NETLINK")]
