@@ -44,7 +44,7 @@ def _histogram(name: str, help_text: str, labels: tuple[str, ...]) -> Metric:
 _SUCCESS: Final = _counter("nv_inference_request_success", "Requests answered with outputs.")
 _FAILURE: Final = _counter("nv_inference_request_failure", "Requests answered with errors.", (*_MODEL, "reason"))
 _COUNT: Final = _counter("nv_inference_count", "Rows of requests answered with outputs.")
-_EXECUTIONS: Final = _counter("nv_inference_exec_count", "Batches that the model ran.")
+_EXECUTIONS: Final = _counter("nv_inference_exec_count", "Batches that the model ran without an error.")
 _PENDING: Final = _gauge("nv_inference_pending_request_count", "Requests that no worker has yet.", _MODEL)
 _DURATIONS: Final[tuple[tuple[Metric, Callable[[VersionSnapshot], int]], ...]] = (
     (
@@ -140,7 +140,7 @@ def _of_triton(snapshot: Snapshot) -> list[Family]:
         family(_SUCCESS, lambda version: version.ok),
         Family(_FAILURE, [(labels, (count,)) for labels, count in failures.items()]),
         family(_COUNT, lambda version: version.rows),
-        family(_EXECUTIONS, lambda version: version.batches),
+        family(_EXECUTIONS, lambda version: version.executions),
         Family(_PENDING, [((queue.model, ""), (queue.requests,)) for queue in snapshot.queues]),
         *(family(metric, read) for metric, read in _DURATIONS),
         *(of_gpus(metric, read) for metric, read in _GPU),

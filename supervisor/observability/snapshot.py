@@ -55,7 +55,7 @@ class VersionSnapshot:
     ok: int
     errors: Mapping[str, int]
     rows: int
-    batches: int
+    executions: int
     batch_rows: int
     batch_sizes: list[int]
     latency: Times
@@ -317,7 +317,7 @@ def _copy_statistics(model: str, number: str, statistics: ModelStatistics) -> Ve
         ok=statistics.success.count,
         errors=dict(statistics.errors.total),
         rows=statistics.rows,
-        batches=statistics.batches,
+        executions=statistics.executions,
         batch_rows=statistics.batch_rows,
         batch_sizes=statistics.batch_sizes.copy(),
         latency=Times(statistics.latency.copy_counts(), statistics.success.ns),

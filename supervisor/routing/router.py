@@ -271,9 +271,15 @@ class Router:
         route.batches += 1
         route.batch_times.add(now, now - batch.started, batch.rows)
         route.totals.add(now - batch.started, batch.rows)
-        batches = 1 if batch.key.max_batch_size else len(answers)
+        failed = 0
+        for answer in answers:
+            if isinstance(answer, MultitowerError):
+                failed += 1
+        batches = len(answers)
+        if batch.key.max_batch_size:
+            batches, failed = 1, int(failed == batches)
         self._statistics[batch.key.spec.model][batch.requests[0].version].count_batches(
-            batches, batch.rows, len(answers), timing.assemble_ns, timing.compute_ns, timing.slice_ns
+            batches, batch.rows, len(answers), timing.assemble_ns, timing.compute_ns, timing.slice_ns, failed
         )
 
     # Batches and replies.

@@ -56,6 +56,7 @@ class ModelStatistics:
     Attributes:
         rows: answered rows, over all requests.
         batches: executed batches.
+        executions: those of them that the model ran without an error.
         batch_rows: rows in them, whether they were answered or failed.
         success: answered requests, from receipt to reply.
         fail: requests that got an error, from receipt to reply.
@@ -74,6 +75,7 @@ class ModelStatistics:
 
     rows: int = 0
     batches: int = 0
+    executions: int = 0
     batch_rows: int = 0
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
@@ -125,6 +127,7 @@ class ModelStatistics:
         """Adds the counts since the start of another version; its last minute is forgotten."""
         self.rows += other.rows
         self.batches += other.batches
+        self.executions += other.executions
         self.batch_rows += other.batch_rows
         for mine, others in (
             (self.success, other.success),
@@ -149,13 +152,15 @@ class ModelStatistics:
         self.errors.tick(now)
 
     def count_batches(
-        self, batches: int, rows: int, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int
+        self, batches: int, rows: int, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int, failed: int = 0
     ) -> None:
         """Counts a worker's result: the batches, rows and requests in it, and its times in nanoseconds.
 
         Of several batches, which are requests that run unbatched, each counts with the mean of their rows and times.
+        `failed` of them were answered with nothing but errors. As in Triton, they count as no executions.
         """
         self.batches += batches
+        self.executions += batches - failed
         self.batch_rows += rows
         exponent = (rows // batches - 1).bit_length() if rows > batches else 0
         if exponent > BATCH_ROWS_EXPONENTS:
@@ -175,7 +180,7 @@ class ModelStatistics:
             "version": version,
             "last_inference": self.last_ms,
             "inference_count": self.rows,
-            "execution_count": self.batches,
+            "execution_count": self.executions,
             "inference_stats": {
                 "success": self.success.to_json(),
                 "fail": self.fail.to_json(),

@@ -177,7 +177,7 @@ def version_of(model: str, number: str, ok: int, **errors: int) -> VersionSnapsh
         ok=ok,
         errors=errors,
         rows=2 * ok,
-        batches=ok,
+        executions=ok,
         batch_rows=2 * ok,
         batch_sizes=[0, ok, *[0] * 13],
         latency=measured,

@@ -10,7 +10,7 @@ import pytest
 from scheduler_scene import LARGEST, Scene, add_worker
 
 from multitower import batch_results, wire, worker_wire
-from multitower.errors import MultitowerError, Reason
+from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import MemoryReport, ModelReport, ModelSpec, TowerReport, WorkerReport
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.routing.worker_connection import WorkerConnection
@@ -333,6 +333,30 @@ def test_answers_reach_their_tower_in_any_order() -> None:
     assert (route.depth, route.completed, route.requests) == (0, 2 * LARGEST, 2)
     router.remove_worker(route, 2.0, crashed=False, begun=())
     assert router.routes == {}
+
+
+@pytest.mark.parametrize(
+    ("largest", "failing", "batches", "executions"),
+    [(LARGEST, 0, 1, 1), (LARGEST, 1, 1, 1), (LARGEST, 2, 1, 0), (0, 0, 2, 2), (0, 1, 2, 1), (0, 2, 2, 0)],
+)
+def test_batches_with_nothing_but_errors_count_as_no_executions(
+    largest: int, failing: int, batches: int, executions: int
+) -> None:
+    router, route, child = routed(ModelReport(name="m", max_batch_size=largest))
+    plan = router.planner.plan(b'{"model_name":"m","inputs":[{"name":"x","datatype":"UINT8","shape":[1,1]}]}')
+    for number in range(2):
+        router.scheduler.submit(Request((FrontSocket(), ()), b"%d" % number, plan, [b"x"], 1, 1.0))
+    answered = 0
+    while answered < 2:
+        router.flush(1.0)
+        head = worker_wire.read_batch_head(child.sent[-1][0])
+        error = wire.dump_json(make(Reason.MODEL_ERROR, "wrong").to_wire())
+        answers = [error if answered + number < failing else [b"{}"] for number in range(len(head.rows))]
+        router.handle_result(route, batch_results.result(head.batch_id, answers, batch_results.Timing(1, 1, 1)))
+        answered += len(head.rows)
+    statistics = router.models.statistics["m"]["1"]
+    assert (statistics.batches, statistics.executions) == (batches, executions)
+    assert statistics.to_json("m", "1")["execution_count"] == executions
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ pub use message::framed;
 pub use reply::{code_name, status_number, status_of};
 pub use response_body::{GrpcBody, MessageStream};
 
-use ::http::{Method, StatusCode, header};
+use ::http::{Method, StatusCode, Version, header};
 use bytes::Bytes;
 
 use crate::context::Context;
@@ -46,6 +46,9 @@ impl Services {
         }
         if !is_protobuf(&request) {
             return response(StatusCode::UNSUPPORTED_MEDIA_TYPE, Body::Empty);
+        }
+        if request.version() != Version::HTTP_2 {
+            return Self::refusal(&http2_needed(request.version()));
         }
         match Self::answer(context, request).await {
             Ok(response) => response,
@@ -84,6 +87,14 @@ impl Services {
             Answer::Stream(stream) => reply::streaming(stream, compression),
         })
     }
+}
+
+/// The error for a call that a proxy has made one of HTTP/1.1: there, the status would be in trailers that get lost.
+fn http2_needed(version: Version) -> DaemonError {
+    DaemonError::unsupported(format!(
+        "gRPC needs HTTP/2, but this call came over {version:?}: a proxy has to pass it on as HTTP/2 (in nginx with \
+         grpc_pass instead of proxy_pass, in HAProxy with `proto h2` at the server)"
+    ))
 }
 
 /// The error for a method that a service of this server does not have.

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -36,8 +36,9 @@ impl RequestBody {
     pub fn wrap(request: Request<Incoming>, held: Arc<Held>) -> Request<RequestBody> {
         let headers = request.headers();
         let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        // gRPC's clients expect that a call may end before their last message.
-        let discard = if content_type.starts_with(b"application/grpc") { 0 } else { DISCARDED_BYTES };
+        // gRPC's clients expect that a call may end before their last message. Over HTTP/1.1 it is a proxy that sends it.
+        let is_grpc = request.version() == Version::HTTP_2 && content_type.starts_with(b"application/grpc");
+        let discard = if is_grpc { 0 } else { DISCARDED_BYTES };
         let waits = headers.contains_key(header::EXPECT);
         request.map(|body| RequestBody { body: Some(body), discard, waits, held })
     }

@@ -67,13 +67,15 @@ fn builder(limits: &Limits, stream_window: u32, connection_window: u32) -> auto:
         .header_read_timeout(None) // `Activity` does that without a timer for each request
         .max_buf_size(limits.max_header_bytes.max(MIN_BUFFER_BYTES))
         .half_close(false);
+    // hyper refuses larger heads with a status alone, which clients of gRPC do not understand. `Dispatch` refuses those of
+    // up to twice the limit.
     builder
         .http2()
         .timer(TokioTimer::new())
         .initial_stream_window_size(stream_window)
         .initial_connection_window_size(connection_window)
         .max_frame_size(FRAME_BYTES)
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(limits.max_header_bytes.saturating_mul(2)).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS);
     builder
 }

@@ -12,6 +12,7 @@ use crate::grpc::Services;
 use crate::http::{Request, Response, error_response, path_unknown};
 use crate::mt1::{Code, DaemonError};
 use crate::operations::{self, LoadFormat, LoadReports};
+use crate::settings::ListenerSettings;
 use crate::statistics::{Interface, Statistics};
 use crate::trace::Trace;
 use crate::{open_inference, tensorflow_serving};
@@ -61,12 +62,17 @@ impl Dispatch {
         match path {
             _ if self.http && is_below(path, "/v2") => Interface::OpenInferenceHttp,
             _ if self.http && is_below(path, "/v1") => Interface::TensorflowServingRest,
+            // A call at an address of HTTP is told where gRPC is served, in the form that its client can read.
+            _ if is_grpc(request.headers()) => Interface::OperationsGrpc,
             _ => Interface::OperationsHttp,
         }
     }
 
     /// Answers one request, as a part of the trace that its client names. Its interface is that of `interface`.
     pub async fn answer(&self, request: Request, interface: Interface, activity: &Activity) -> Response {
+        if head_bytes(&request) > self.context.settings.limits.max_header_bytes {
+            return self.refuse_head(interface);
+        }
         if self.context.settings.security {
             return Box::pin(self.answer_known(request, interface, activity)).await;
         }
@@ -119,6 +125,29 @@ impl Dispatch {
         Ok(Context { daemon: self.context.daemon.for_identity(identity), ..self.context.clone() })
     }
 
+    /// The answer to a request whose head is too large. hyper answers those of HTTP/1.1.
+    fn refuse_head(&self, interface: Interface) -> Response {
+        let limit = self.context.settings.limits.max_header_bytes;
+        let message = format!("the head of the request has more than {limit} bytes");
+        let mut response = refuse(interface, &DaemonError::new(Code::ResourceExhausted, "too_large", message));
+        if !interface.is_grpc() {
+            *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        }
+        response
+    }
+
+    /// The error for a request of HTTP at an address of gRPC.
+    fn serves_only_grpc(&self) -> DaemonError {
+        let place = place("HTTP", "gateway.http", &self.context.settings.listeners, |each| each.http);
+        DaemonError { message: format!("Not Found: this address serves gRPC only; {place}"), ..path_unknown() }
+    }
+
+    /// The error for a call of gRPC at an address of HTTP.
+    fn serves_only_http(&self) -> DaemonError {
+        let place = place("gRPC", "gateway.grpc", &self.context.settings.listeners, |each| each.grpc);
+        DaemonError::unsupported(format!("this address serves HTTP only; {place}"))
+    }
+
     async fn handle(&self, context: &Context, request: Request, interface: Interface) -> Response {
         if interface == Interface::OperationsHttp && self.http {
             // These need no memory to speak of, and must be answered also while inference has used up all of it.
@@ -131,7 +160,8 @@ impl Dispatch {
         let mut response = match (interface, self.grpc) {
             (Interface::OpenInferenceHttp, _) => open_inference::http::handle(context.clone(), request).await,
             (Interface::TensorflowServingRest, _) => tensorflow_serving::rest::handle(context.clone(), request).await,
-            (Interface::OperationsHttp, _) | (_, false) => error_response(&path_unknown(), StatusCode::NOT_FOUND),
+            (Interface::OperationsHttp, _) => error_response(&self.serves_only_grpc(), StatusCode::NOT_FOUND),
+            (_, false) => Services::refusal(&self.serves_only_http()),
             (_, true) => Services::call(context.clone(), request).await,
         };
         if let Some(format) = load_format
@@ -141,6 +171,15 @@ impl Dispatch {
         }
         response
     }
+}
+
+/// Returns where something else is served: "gRPC is served at 127.0.0.1:8001", or "no address serves gRPC (gateway.grpc)".
+fn place(what: &str, key: &str, listeners: &[ListenerSettings], is_of: fn(&ListenerSettings) -> bool) -> String {
+    let addresses: Vec<&str> = listeners.iter().filter(|each| is_of(each)).map(|each| &*each.address).collect();
+    if addresses.is_empty() {
+        return format!("no address serves {what} ({key})");
+    }
+    format!("{what} is served at {}", addresses.join(", "))
 }
 
 /// Returns the error of a request that was not looked at.
@@ -156,6 +195,8 @@ fn refuse(interface: Interface, error: &DaemonError) -> Response {
 const REQUEST_BYTES: usize = 4 << 10;
 
 /// Returns the bytes of a request's path and headers. A client of HTTP/2 may begin many requests at once.
+///
+/// They are fewer than those that HTTP/2 and hyper count, so no head that HTTP/1.1 accepts has too many.
 fn head_bytes(request: &Request) -> usize {
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
     request.uri().path().len() + headers.sum::<usize>()

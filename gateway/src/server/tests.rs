@@ -38,6 +38,7 @@ struct Server {
     budget: Arc<Budget>,
     endpoints: Arc<Endpoints>,
     registry: Registry,
+    context: Context,
     _drain: watch::Sender<bool>,
 }
 
@@ -47,7 +48,8 @@ impl Server {
     }
 
     fn with_limits(limits: &str) -> Self {
-        let text = r#"{"version": "0", "daemon": "/nonexistent/daemon", "listeners": [], "limits": LIMITS}"#;
+        let text = r#"{"version": "0", "daemon": "/nonexistent/daemon", "limits": LIMITS, "listeners": [
+            {"fd": 3, "address": "127.0.0.1:8000", "http": true}, {"fd": 4, "address": "127.0.0.1:8001", "grpc": true}]}"#;
         let settings: Arc<Settings> = Arc::new(serde_json::from_str(&text.replace("LIMITS", limits)).unwrap());
         let (drain, draining) = watch::channel(false);
         let endpoints = Arc::<Endpoints>::default();
@@ -61,20 +63,28 @@ impl Server {
             operations: Arc::new(Operations::new()),
             draining,
         };
-        let dispatch = Arc::new(Dispatch::new(context, true, true));
-        Self { dispatch, settings, budget, endpoints, registry: Registry::default(), _drain: drain }
+        let dispatch = Arc::new(Dispatch::new(context.clone(), true, true));
+        Self { context, dispatch, settings, budget, endpoints, registry: Registry::default(), _drain: drain }
     }
 
     fn connect(&self) -> DuplexStream {
+        self.connect_to(self.dispatch.clone())
+    }
+
+    fn connect_to(&self, dispatch: Arc<Dispatch>) -> DuplexStream {
         let (client, server) = duplex(64 << 10);
         let builders = Arc::new(connection::Builders::new(&self.settings.limits));
         let activity = self.registry.add(self.budget.clone(), None, None);
-        tokio::spawn(connection::serve(server, builders, self.dispatch.clone(), activity));
+        tokio::spawn(connection::serve(server, builders, dispatch, activity));
         client
     }
 
     async fn connect_http2(&self) -> h2::client::SendRequest<Bytes> {
-        let (client, connection) = h2::client::handshake(self.connect()).await.unwrap();
+        Self::speak_http2(self.connect()).await
+    }
+
+    async fn speak_http2(stream: DuplexStream) -> h2::client::SendRequest<Bytes> {
+        let (client, connection) = h2::client::handshake(stream).await.unwrap();
         tokio::spawn(connection);
         client
     }
@@ -443,4 +453,73 @@ async fn each_address_is_served_however_few_connections_there_may_be() {
         () = EventLoop::new(Arc::new(process)).unwrap().serve(|| ()) => unreachable!(),
         asked = timeout(Duration::from_secs(30), asking) => asked.expect("nobody accepts the connection"),
     }
+}
+
+/// Reads one response, whose length its head states.
+async fn read_response(connection: &mut DuplexStream) -> String {
+    let mut received = String::new();
+    let is_whole = |received: &str| {
+        let (head, body) = received.split_once("\r\n\r\n")?;
+        let (_, after) = head.split_once("content-length: ")?;
+        Some(body.len() >= after.lines().next()?.parse().ok()?)
+    };
+    while is_whole(&received) != Some(true) {
+        let mut bytes = [0; 1000];
+        let read = timeout(Duration::from_secs(30), connection.read(&mut bytes)).await.unwrap().unwrap();
+        assert_ne!(read, 0, "the connection is closed");
+        received.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+    }
+    received
+}
+
+const ASK: &[u8] = b"GET /v2/nosuch HTTP/1.1\r\nHost: m\r\n\r\n";
+
+#[tokio::test]
+async fn a_call_over_http1_is_told_what_it_needs_once_all_of_it_has_been_read() {
+    let server = Server::start();
+    let mut connection = server.connect();
+    let head = "POST /inference.GRPCInferenceService/ServerLive HTTP/1.1\r\nHost: m\r\nte: trailers\r\n\
+                Content-Type: application/grpc\r\nContent-Length: ";
+    let body = large_request();
+    connection.write_all(format!("{head}{}\r\n\r\n", body.len()).as_bytes()).await.unwrap();
+    connection.write_all(&body).await.unwrap();
+    let answer = read_response(&mut connection).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("content-length: 0\r\n"), "{answer}");
+    assert!(answer.contains("grpc-status: 12\r\n") && answer.contains("grpc_pass"), "{answer}");
+    connection.write_all(ASK).await.unwrap();
+    assert!(read_response(&mut connection).await.starts_with("HTTP/1.1 404"), "the connection can be used again");
+}
+
+#[tokio::test]
+async fn who_asks_at_the_wrong_address_is_told_the_right_one() {
+    let server = Server::start();
+    let at = |http, grpc| server.connect_to(Arc::new(Dispatch::new(server.context.clone(), http, grpc)));
+    let mut client = Server::speak_http2(at(true, false)).await.ready().await.unwrap();
+    let (response, mut body) = client.send_request(call("ModelInfer"), false).unwrap();
+    body.send_data(large_request(), true).unwrap();
+    let headers = response.await.unwrap().headers().clone();
+    let message = "this address serves HTTP only; gRPC is served at 127.0.0.1:8001";
+    assert_eq!((&headers["grpc-status"], headers["grpc-message"].to_str().unwrap()), (&"12".parse().unwrap(), message));
+    let mut connection = at(false, true);
+    connection.write_all(ASK).await.unwrap();
+    let answer = read_response(&mut connection).await;
+    assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("multitower-reason: path_unknown"), "{answer}");
+    assert!(answer.contains("this address serves gRPC only; HTTP is served at 127.0.0.1:8000"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused_in_the_form_of_its_interface() {
+    let server = Server::start();
+    let mut client = server.connect_http2().await.ready().await.unwrap();
+    let long = || "x".repeat(70_000).parse::<::http::HeaderValue>().unwrap();
+    let mut request = call("ModelInfer");
+    request.headers_mut().insert("x-long", long());
+    let response = client.send_request(request, true).unwrap().0.await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &"8".parse().unwrap()));
+    let request = Request::get("http://m/v2").header("x-long", long()).body(()).unwrap();
+    let response = client.send_request(request, true).unwrap().0.await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["multitower-reason"]),
+        (431, &"too_large".parse().unwrap())
+    );
 }
