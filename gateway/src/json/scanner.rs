@@ -47,7 +47,6 @@ pub struct Object {
 
 impl<'a> Scanner<'a> {
     /// Reads JSON by RFC 8259.
-    #[cfg_attr(not(test), allow(dead_code, reason = "both interfaces are lenient; tests and fuzzing compare"))]
     pub fn strict(text: &'a [u8]) -> Self {
         Self { text, at: 0, non_finite: false }
     }

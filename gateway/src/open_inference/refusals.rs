@@ -69,12 +69,12 @@ pub fn trace_and_log() -> DaemonError {
     )
 }
 
-/// Refuses parameters of `load` and `unload`: models are loaded as they are configured.
-pub fn check_load_parameters<'a>(mut names: impl Iterator<Item = &'a String>) -> Result<(), DaemonError> {
-    // "unload_dependents" has no meaning here, since no model depends on another one.
-    match names.find(|name| *name != "unload_dependents") {
-        None => Ok(()),
-        Some(name) => Err(DaemonError::unsupported(format!(
+/// Refuses a parameter of `load` or `unload`: models are loaded as they are configured.
+pub fn check_load_parameter(name: &str) -> Result<(), DaemonError> {
+    match name {
+        // Without a meaning here, since no model depends on another one.
+        "unload_dependents" => Ok(()),
+        _ => Err(DaemonError::unsupported(format!(
             "parameter '{name}' is not supported: models are loaded as the daemon's configuration describes them"
         ))),
     }
@@ -95,12 +95,12 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_here_is_unimplemented() {
-        let parameter = check_load_parameters([&"config".to_owned()].into_iter()).unwrap_err();
+        let parameter = check_load_parameter("config").unwrap_err();
         assert!(parameter.message.contains("'config'"));
         for error in [sequences(), classification(), shared_memory(), trace_and_log(), parameter] {
             assert_eq!(error.code, Code::Unimplemented, "{}", error.message);
         }
-        assert_eq!(check_load_parameters([&"unload_dependents".to_owned()].into_iter()), Ok(()));
+        assert_eq!(check_load_parameter("unload_dependents"), Ok(()));
     }
 
     #[test]

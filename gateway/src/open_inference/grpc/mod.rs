@@ -155,14 +155,14 @@ async fn query(call: Call, method: &str) -> Result<Answer, DaemonError> {
             "RepositoryModelLoad" => {
                 let request: messages::RepositoryModelLoadRequest = decode(&message)?;
                 repository::check_allowed(&context)?;
-                refusals::check_load_parameters(request.parameters.keys())?;
+                request.parameters.keys().try_for_each(|name| refusals::check_load_parameter(name))?;
                 repository::load(&context, &request.model_name).await?;
                 encode(&messages::RepositoryModelLoadResponse {})
             }
             "RepositoryModelUnload" => {
                 let request: messages::RepositoryModelUnloadRequest = decode(&message)?;
                 repository::check_allowed(&context)?;
-                refusals::check_load_parameters(request.parameters.keys())?;
+                request.parameters.keys().try_for_each(|name| refusals::check_load_parameter(name))?;
                 repository::unload(&context, &request.model_name).await?;
                 encode(&messages::RepositoryModelUnloadResponse {})
             }

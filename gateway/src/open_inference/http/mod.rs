@@ -17,13 +17,15 @@ use serde_json::{Value, json};
 
 pub use error::error_response;
 use error::method_not_allowed;
-use infer::Endpoint;
+use infer::{Endpoint, INLINE_JSON_BYTES};
 use paths::{Asked, route};
 
 use super::{refusals, repository};
 use crate::context::Context;
 use crate::http::{Request, Response, json_response, read_body, stated_timeout};
+use crate::json::{Error, Kind, Scanner};
 use crate::mt1::{DaemonError, ModelRef};
+use crate::threads::in_thread;
 
 /// Answers a request whose path begins with `/v2`.
 pub async fn handle(context: Context, request: Request) -> Response {
@@ -99,7 +101,7 @@ async fn model_ready(context: &Context, model: &ModelRef) -> Result<Response, Da
 
 async fn repository_index(context: &Context, mut request: Request) -> Result<Response, DaemonError> {
     let options = read_options(context, &mut request).await?;
-    let entries = repository::index(context, options["ready"] == true).await?;
+    let entries = repository::index(context, options.ready).await?;
     let entries = entries.into_iter().map(|entry| {
         let mut written = json!({"name": entry.name, "state": entry.state, "reason": entry.reason});
         if !entry.version.is_empty() {
@@ -118,9 +120,7 @@ async fn repository_order(
 ) -> Result<Response, DaemonError> {
     repository::check_allowed(context)?;
     stated_timeout(request.headers())?;
-    let options = read_options(context, &mut request).await?;
-    let parameters = options["parameters"].as_object();
-    refusals::check_load_parameters(parameters.into_iter().flatten().map(|(name, _)| name))?;
+    read_options(context, &mut request).await?.parameters?;
     if order == "load" {
         repository::load(context, name).await?;
     } else {
@@ -129,15 +129,89 @@ async fn repository_order(
     Ok(json_response(StatusCode::OK, "{}".to_owned()))
 }
 
+/// What the body of a request about the repository says.
+#[derive(Debug)]
+struct Options {
+    /// Whether only models that are ready are asked for.
+    ready: bool,
+    /// Whether `load` and `unload` have the parameters.
+    parameters: Result<(), DaemonError>,
+}
+
 /// Reads a body that may be missing, or a JSON object.
-async fn read_options(context: &Context, request: &mut Request) -> Result<Value, DaemonError> {
+async fn read_options(context: &Context, request: &mut Request) -> Result<Options, DaemonError> {
     let body = read_body(context, request).await?;
+    let is_large = body.len() > INLINE_JSON_BYTES;
+    let read = move || {
+        let options = options_of(&body);
+        options.map_err(|error| DaemonError::invalid(format!("the body is not JSON: {error}")))
+    };
+    let options = if is_large { in_thread(read).await? } else { read()? };
+    options.ok_or_else(|| DaemonError::invalid("the body is not a JSON object"))
+}
+
+/// Returns what a body says; None if it is something else than an object. Its values are not kept: Triton's clients may
+/// send whole models.
+fn options_of(body: &[u8]) -> Result<Option<Options>, Error> {
+    let mut options = Options { ready: false, parameters: Ok(()) };
     if body.trim_ascii().is_empty() {
-        return Ok(json!({}));
+        return Ok(Some(options));
     }
-    match serde_json::from_slice(&body) {
-        Ok(options @ Value::Object(_)) => Ok(options),
-        Ok(_) => Err(DaemonError::invalid("the body is not a JSON object")),
-        Err(error) => Err(DaemonError::invalid(format!("the body is not JSON: {error}"))),
+    let mut scanner = Scanner::strict(body);
+    if scanner.kind()? != Kind::Object {
+        scanner.skip()?;
+        return scanner.end().map(|()| None);
+    }
+    let mut object = scanner.object()?;
+    while let Some(key) = scanner.next_key(&mut object)? {
+        match &*key {
+            "ready" => options.ready = scanner.skip()? == b"true",
+            "parameters" if scanner.kind()? == Kind::Object => {
+                let mut parameters = scanner.object()?;
+                while let Some(name) = scanner.next_key(&mut parameters)? {
+                    options.parameters = options.parameters.and_then(|()| refusals::check_load_parameter(&name));
+                    scanner.skip()?;
+                }
+            }
+            _ => drop(scanner.skip()?),
+        }
+    }
+    scanner.end()?;
+    Ok(Some(options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read_and_their_values_may_be_anything() {
+        let large = format!(r#"{{"parameters": {{"file:1/model": "{}"}}, "ready": true}}"#, "A".repeat(1 << 20));
+        for (body, ready, refused) in [
+            ("", false, None),
+            (" \n", false, None),
+            ("{}", false, None),
+            (r#"{"ready": true, "other": [{"ready": false}]}"#, true, None),
+            (r#"{"ready": "true"}"#, false, None),
+            (r#"{"ready": null, "parameters": null}"#, false, None),
+            (r#"{"parameters": ["config"]}"#, false, None),
+            (r#"{"parameters": {"unload_dependents": true}}"#, false, None),
+            (r#"{"parameters": {"unload_dependents": 1, "config": {"a": [1]}, "b": 2}}"#, false, Some("'config'")),
+            (&large, true, Some("'file:1/model'")),
+        ] {
+            let options = options_of(body.as_bytes()).expect(body).expect(body);
+            assert_eq!(options.ready, ready, "{body}");
+            match (options.parameters, refused) {
+                (Ok(()), None) => {}
+                (Err(error), Some(name)) => assert!(error.message.contains(name), "{}", error.message),
+                (found, _) => panic!("{body}: {found:?}"),
+            }
+        }
+        for body in ["[]", "1", "null"] {
+            assert!(options_of(body.as_bytes()).expect(body).is_none(), "{body}");
+        }
+        for body in ["{", "{}x", "[] []", r#"{"ready": NaN}"#, r#"{"parameters": {"a"}}"#] {
+            assert!(options_of(body.as_bytes()).is_err(), "{body}");
+        }
     }
 }
