@@ -1,4 +1,4 @@
-"""The gateway ends with the process that started it, by itself: the real program, without a daemon."""
+"""The gateway ends with the process that started it, and reports to it: the real program, without a daemon."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import foreign
 import pytest
+import zmq
 
 from multitower.supervisor.gateway.program import find_program, own_version
 from multitower.supervisor.machine.descriptors import plan_gateway_descriptors
@@ -100,3 +103,36 @@ def test_the_gateway_allows_no_more_connections_than_there_are_descriptors_for()
     assert (fields["descriptors"], fields["max_connections"]) == (300, 1024)
     _, allowed = plan_gateway_descriptors(300, threads=1)
     assert fields["allowed"] == allowed < 300 - 64, "doctor says the same; some are left for regions of shared memory"
+
+
+def test_a_gateway_that_drains_reports_all_that_it_has_counted(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        # It connects to a daemon before it accepts requests.
+        daemon = stack.enter_context(zmq.Context.instance().socket(zmq.ROUTER))
+        daemon.bind(f"ipc://{tmp_path}/d")
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        gateway = stack.enter_context(
+            subprocess.Popen(
+                [str(find_program(None))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=[listener.fileno()],
+            )
+        )
+        stack.callback(gateway.kill)
+        assert gateway.stdin is not None
+        assert gateway.stdout is not None
+        address = {"fd": listener.fileno(), "address": "127.0.0.1:0", "http": True}
+        settings = {"version": own_version(), "daemon": f"{tmp_path}/d", "listeners": [address]}
+        print(json.dumps(settings), file=gateway.stdin, flush=True)
+        records = map(json.loads, gateway.stdout)
+        assert next(records) == {"record": "ready"}
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"GET /v2/nosuch HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n")
+            while client.recv(4096):
+                pass
+        gateway.send_signal(signal.SIGTERM)
+        *_, last = records
+        assert (last["record"], last["requests"], last["connections"]) == ("statistics", 1, 0)
+        assert last["by_status"] == [["open_inference_http", "404", 1]]

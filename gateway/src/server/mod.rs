@@ -99,7 +99,7 @@ fn serve(settings: Settings) -> io::Result<()> {
     }
     drop(ended);
     watch_standard_input()?;
-    report_statistics(statistics)?;
+    report_statistics(statistics.clone())?;
     run_loop(process, ready, |runtime| {
         let _guard = runtime.enter();
         let mut terminate = signal(SignalKind::terminate())?;
@@ -119,6 +119,8 @@ fn serve(settings: Settings) -> io::Result<()> {
     })?;
     // Fails when all threads have ended, since none sends anything.
     let _: Result<(), _> = all_ended.recv();
+    // What was counted since the last report. The daemon adds up the totals of all processes.
+    report(&statistics);
     Ok(())
 }
 
@@ -169,12 +171,19 @@ fn report_statistics(statistics: Arc<Statistics>) -> io::Result<()> {
             }
             unchanged = if totals == seen { unchanged + 1 } else { 0 };
             if unchanged % UNCHANGED_REPORTS == 0 {
-                log::record(&totals.to_record());
+                report(&statistics);
             }
             seen = totals;
         }
     })?;
     Ok(())
+}
+
+/// Reports the totals of now.
+fn report(statistics: &Statistics) {
+    // Held over both, so that no report of another thread with earlier totals comes after this one.
+    let _output = io::stdout().lock();
+    log::record(&statistics.totals().to_record());
 }
 
 /// Has the allocator return large blocks to the system when they are freed. By default glibc comes to keep blocks of up to
