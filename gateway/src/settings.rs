@@ -135,11 +135,19 @@ impl Limits {
         seconds(self.request_timeout_s)
     }
 
+    /// From SIGTERM until connections of HTTP/1.1 without a request are closed: a request may be on its way.
+    pub fn last_request_time(&self) -> Duration {
+        LAST_REQUEST.min(self.drain_timeout() / 2)
+    }
+
     /// From SIGTERM until requests that are still unanswered are given up.
     pub fn drain_timeout(&self) -> Duration {
         seconds(self.drain_timeout_s)
     }
 }
+
+/// A client that has not used its connection for this long finds out that it is closed before it uses it again.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 fn one() -> usize {
     1

@@ -4,12 +4,14 @@
 //! needs a timer of its own.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Sleep, sleep};
 
 use super::client::Client;
 use crate::budget::Budget;
@@ -68,6 +70,23 @@ pub enum Verdict {
     /// End after the requests that have begun.
     Finish,
     Close,
+}
+
+/// The time in which a connection that is to end still takes a request, since its client may have sent one already.
+pub struct LastRequest {
+    time: Duration,
+    over: Option<Pin<Box<Sleep>>>,
+}
+
+impl LastRequest {
+    pub fn new(time: Duration) -> Self {
+        Self { time, over: None }
+    }
+
+    /// Whether the time is over; it begins with the first call.
+    pub fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.over.get_or_insert_with(|| Box::pin(sleep(self.time))).as_mut().poll(context)
+    }
 }
 
 impl Activity {
@@ -130,13 +149,28 @@ impl Activity {
         self.client.as_ref()
     }
 
-    /// Waits until the connection is to end, whatever it is doing.
-    pub async fn until_ending(&self) {
-        poll_fn(|context| match self.verdict(context.waker()) {
+    /// Waits until the connection is to end although it has had no request.
+    pub async fn until_ending(&self, last_request: &mut LastRequest) {
+        poll_fn(|context| self.poll_ending(context, last_request)).await;
+    }
+
+    /// Whether the connection is to end although it has no request.
+    pub fn poll_ending(&self, context: &mut Context<'_>, last_request: &mut LastRequest) -> Poll<()> {
+        match self.verdict(context.waker()) {
             Verdict::Continue => Poll::Pending,
-            Verdict::Finish | Verdict::Close => Poll::Ready(()),
-        })
-        .await;
+            Verdict::Finish => last_request.poll_over(context),
+            Verdict::Close => Poll::Ready(()),
+        }
+    }
+
+    /// Whether the connection is to end: it takes no request after the one that it has.
+    pub fn is_ending(&self) -> bool {
+        self.verdict.load(Relaxed) != Verdict::Continue as u32
+    }
+
+    /// Whether the connection has a request.
+    pub fn has_request(&self) -> bool {
+        self.open.load(Relaxed) > 0
     }
 
     /// Ends the connection after the requests that have begun.

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use ::http::{HeaderValue, Method, Version, header};
 use hyper::body::{Body as _, Incoming};
@@ -13,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::activity::{Activity, Verdict};
+use super::activity::{Activity, LastRequest, Verdict};
 use super::dispatch::Dispatch;
 use super::own_wakes::OwnWakes;
 use super::refusal::WithRefusals;
@@ -46,6 +47,7 @@ pub struct Builders {
     large: auto::Builder<TokioExecutor>,
     small: auto::Builder<TokioExecutor>,
     max_header_bytes: usize,
+    last_request_time: Duration,
 }
 
 impl Builders {
@@ -55,6 +57,7 @@ impl Builders {
             large: builder(limits, STREAM_WINDOW, CONNECTION_WINDOW).http2_only(),
             small: builder(limits, SMALL_WINDOW, SMALL_WINDOW).http2_only(),
             max_header_bytes: limits.max_header_bytes,
+            last_request_time: limits.last_request_time(),
         }
     }
 }
@@ -87,9 +90,10 @@ where
 {
     let stream = WithRefusals::new(stream, builders.max_header_bytes, activity.clone());
     let mut stream = Peeked::new(Watched::new(stream, activity.clone(), dispatch.statistics().clone()));
-    let is_http2 = poll_fn(|context| match activity.verdict(context.waker()) {
-        Verdict::Continue => stream.poll_is_http2(context).map(Result::ok),
-        Verdict::Finish | Verdict::Close => Poll::Ready(None),
+    let mut last_request = LastRequest::new(builders.last_request_time);
+    let is_http2 = poll_fn(|context| match activity.poll_ending(context, &mut last_request) {
+        Poll::Pending => stream.poll_is_http2(context).map(Result::ok),
+        Poll::Ready(()) => Poll::Ready(None),
     });
     let Some(is_http2) = is_http2.await else { return };
     // Only HTTP/2 has windows. The memory of this one is reserved until the connection ends.
@@ -106,7 +110,11 @@ where
     poll_fn(|context| {
         match activity.verdict(context.waker()) {
             Verdict::Close => return Poll::Ready(()),
-            Verdict::Finish if !finishing => {
+            // A client of HTTP/2 is told which of its requests were not taken. One of HTTP/1.1 is not: it may have sent a
+            // request when its connection is closed, and the response to that one is where it can be told.
+            Verdict::Finish
+                if !finishing && (is_http2 || activity.has_request() || last_request.poll_over(context).is_ready()) =>
+            {
                 finishing = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -142,7 +150,10 @@ impl Service<::http::Request<Incoming>> for Requests {
             let held = dispatch.hold();
             let response = dispatch.answer(RequestBody::wrap(request, held.clone()), interface, &activity).await;
             let uncounted = unanswered.answer(&response);
-            let response = if is_http2_head { without_body(response) } else { response };
+            let mut response = if is_http2_head { without_body(response) } else { response };
+            if !http2 && activity.is_ending() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok(response.map(|body| WatchedBody::new(body.counted(&held), open, uncounted)))
         })
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{interval, sleep};
 
-use super::activity::{Activity, Crowd, Registry};
+use super::activity::{Activity, Crowd, LastRequest, Registry};
 use super::client::Client;
 use super::connection::{self, Builders};
 use super::dispatch::Dispatch;
@@ -157,6 +157,7 @@ impl Acceptor {
         let (builders, dispatch) = (self.builders.clone(), self.dispatch.clone());
         let tls = self.process.tls.clone();
         let locked = self.process.settings.security;
+        let last_request_time = self.process.settings.limits.last_request_time();
         let client = (tls.is_some() || locked).then(|| {
             let from = match &stream {
                 Stream::Tcp(_, from) => from.to_string(),
@@ -174,7 +175,8 @@ impl Acceptor {
                 (Stream::Tcp(stream, from), Some(tls)) => {
                     // On the heap: connections without TLS need less memory.
                     Box::pin(async move {
-                        let until = async { activity.until_ending().await };
+                        let mut last_request = LastRequest::new(last_request_time);
+                        let until = activity.until_ending(&mut last_request);
                         let accepted = tls.accept(stream, &from.to_string(), until).await;
                         let Some((stream, certificate)) = accepted else { return };
                         if let (Some(client), Some(certificate)) = (activity.client(), certificate) {

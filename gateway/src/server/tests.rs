@@ -475,6 +475,40 @@ async fn read_response(connection: &mut DuplexStream) -> String {
 const ASK: &[u8] = b"GET /v2/nosuch HTTP/1.1\r\nHost: m\r\n\r\n";
 
 #[tokio::test]
+async fn a_connection_that_is_to_end_takes_the_request_that_is_on_its_way() {
+    let server = Server::start();
+    let (mut used, mut fresh) = (server.connect(), server.connect());
+    used.write_all(ASK).await.unwrap();
+    let first = read_response(&mut used).await;
+    assert!(!first.contains("connection: close"), "{first}");
+    server.registry.finish();
+    for _ in 0..10 {
+        tokio::task::yield_now().await; // the connections look at it
+    }
+    for connection in [&mut used, &mut fresh] {
+        connection.write_all(ASK).await.expect("the connection is closed");
+        let last = read_response(connection).await;
+        assert!(last.starts_with("HTTP/1.1 404") && last.contains("\r\nconnection: close\r\n"), "{last}");
+        let ended = timeout(Duration::from_secs(30), connection.read_to_end(&mut Vec::new())).await;
+        ended.expect("the connection goes on").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn connections_without_a_request_end_although_their_clients_do_nothing() {
+    let server =
+        Server::with_limits(r#"{"max_body_bytes": 1000, "max_buffered_bytes": 50000000, "drain_timeout_s": 0.1}"#);
+    let (mut used, mut fresh) = (server.connect(), server.connect());
+    used.write_all(ASK).await.unwrap();
+    read_response(&mut used).await;
+    server.registry.finish();
+    for connection in [&mut used, &mut fresh] {
+        let ended = timeout(Duration::from_secs(30), connection.read_to_end(&mut Vec::new())).await;
+        ended.expect("the connection goes on").unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_call_over_http1_is_told_what_it_needs_once_all_of_it_has_been_read() {
     let server = Server::start();
     let mut connection = server.connect();
