@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from multitower.cli.layout import Line, Span, wrap
@@ -67,13 +67,18 @@ def describe_event(each: Mapping[str, Any]) -> str:
 
 def _without_repeats(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The events; what somebody has asked for is without the cause of its failure where the event of that has it."""
-    causes = [each["cause"] for each in events if each["kind"] != "audit" and each.get("cause")]
+    causes = {each["cause"] for each in events if each["kind"] != "audit" and each.get("cause")}
     return [
         {name: value for name, value in each.items() if name != "cause"}
-        if each["kind"] == "audit" and any(cause in each.get("cause", "") for cause in causes)
+        if each["kind"] == "audit" and _ends_in_one_of(each.get("cause", ""), causes)
         else each
         for each in events
     ]
+
+
+def _ends_in_one_of(text: str, causes: Collection[str]) -> bool:
+    """Whether a text is one of the causes, or an introduction and one of them."""
+    return any(text == cause or text.endswith((f":\n{cause}", f": {cause}")) for cause in causes)
 
 
 def _wrapped(each: Mapping[str, Any], first: str, width: int | None, *, indent: int, style: str) -> list[Line]:

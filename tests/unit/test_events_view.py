@@ -74,9 +74,14 @@ def test_an_order_that_failed_does_not_repeat_the_cause_of_what_it_began() -> No
     audit = {**EVENT, "kind": "audit", "message": "audit: reload by ada: config_refused"}
     repeated = {**audit, "cause": "the configuration is refused, and nothing has changed:\nc.yaml:4:9: spares: wrong"}
     alone = {**audit, "message": "audit: reload by bob: forbidden", "cause": "bob has not the role operate"}
-    shown = [line.split("  ", 1)[1] for line in text(event_lines([reload, repeated, alone], None)).splitlines()]
+    death = {**EVENT, "kind": "worker", "message": "worker died", "cause": "stopped"}
+    longer = {**audit, "message": "audit: restart by ada: unavailable", "cause": "slot 3: stopped while h2 was missing"}
+    events = [reload, repeated, alone, death, longer]
+    shown = [line.split("  ", 1)[1] for line in text(event_lines(events, None)).splitlines()]
     assert shown == [
         "reload refused: c.yaml:4:9: spares: wrong",
         "audit: reload by ada: config_refused",
         "audit: reload by bob: forbidden: bob has not the role operate",
+        "worker died: stopped",
+        "audit: restart by ada: unavailable: slot 3: stopped while h2 was missing",
     ]
