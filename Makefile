@@ -111,7 +111,7 @@ bench: $(VENV)/.dev wheel ## Measure: the router beside libzmq's C proxy, its co
 	for program in router cost devices budget restart tensorflow_calls; do \
 	    PYTHONPATH=$(CURDIR)/$(INSTALLED) $(BIN)/python benchmarks/$$program.py || exit; done
 
-sbom: $(VENV)/.demo ## Write what a daemon consists of, in CycloneDX's format, into build/sbom; the gateway's part needs cargo
+sbom: $(VENV)/.dev ## Write what a daemon consists of, in CycloneDX's format, into build/sbom; the gateway's part needs cargo
 	@$(BIN)/python scripts/sbom.py build/sbom
 
 docs: $(VENV)/.docs ## Write the generated parts of docs/, and build the documentation as a site in build/site

@@ -13,14 +13,15 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import uuid
-from datetime import UTC, datetime
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
-from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+from cyclonedx.contrib.license.factories import LicenseFactory
+from cyclonedx.model import HashAlgorithm, HashType
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
 from packaging.utils import canonicalize_name
 from sbom_parts import Part, Parts, crate_parts, installed_parts
 
@@ -30,70 +31,44 @@ PLATFORM = "x86_64-unknown-linux-gnu"
 WHERE = "import json, sysconfig; print(json.dumps(sorted({sysconfig.get_path(n) for n in ('purelib', 'platlib')})))"
 
 
-def package_url(part: Part, package: str) -> str:
-    """The package URL (purl) of a part; its characters are those that need no escapes, or escaped."""
-    return f"pkg:{package}/{quote(part.name, safe='')}@{quote(part.version, safe='')}"
-
-
-def licences(licence: str) -> list[dict[str, Any]]:
-    """A licence as CycloneDX has it: an id of SPDX, an expression, or the name that a package gives."""
-    try:
-        expression = canonicalize_license_expression(licence)
-    except InvalidLicenseExpression:
-        return [{"license": {"name": licence}}]
-    if " " in expression or expression.startswith("LicenseRef-"):
-        return [{"expression": expression}]
-    return [{"license": {"id": expression}}]
-
-
-def component(part: Part, package: str, kind: str) -> dict[str, Any]:
-    """A component, as CycloneDX has it.
+def component(part: Part, package: str, kind: ComponentType) -> Component:
+    """A component.
 
     Args:
         part: what it is.
         package: the kind of package, in the sense of package URLs.
-        kind: `application` or `library`.
+        kind: the kind of component.
     """
-    url = package_url(part, package)
-    made: dict[str, Any] = {"type": kind, "bom-ref": url, "name": part.name, "version": part.version, "purl": url}
-    if part.licence:
-        made["licenses"] = licences(part.licence)
-    if part.checksum:
-        made["hashes"] = [{"alg": "SHA-256", "content": part.checksum}]
-    return made
-
-
-def bill(found: Parts, package: str) -> dict[str, Any]:
-    """The bill of materials of what `found` lists, in version 1.6 of CycloneDX.
-
-    Args:
-        found: what it lists.
-        package: the kind of all packages, in the sense of package URLs.
-    """
-    urls = {key: package_url(part, package) for key, part in found.parts.items()}
-    others = sorted((key for key in found.parts if key != found.root), key=urls.__getitem__)
-    return {
-        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid4()}",
-        "version": 1,
-        "metadata": {
-            "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-            "component": component(found.parts[found.root], package, "application"),
-        },
-        "components": [component(found.parts[key], package, "library") for key in others],
-        "dependencies": [
-            {"ref": urls[key], "dependsOn": sorted({urls[other] for other in found.needs[key]})}
-            for key in [found.root, *others]
-        ],
-    }
+    url = PackageURL(package, name=part.name, version=part.version)
+    return Component(
+        type=kind,
+        name=part.name,
+        version=part.version,
+        bom_ref=url.to_string(),
+        purl=url,
+        licenses=[LicenseFactory().make_from_string(part.licence)] if part.licence else [],
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=part.checksum)] if part.checksum else [],
+    )
 
 
 def write(path: Path, found: Parts, package: str) -> None:
-    """Writes a file; see `bill`."""
-    path.write_text(json.dumps(bill(found, package), indent=2) + "\n")
-    print(f"{path}: {len(found.parts) - 1} components")
+    """Writes a file.
+
+    Args:
+        path: the file.
+        found: what it lists.
+        package: the kind of all packages, in the sense of package URLs.
+    """
+    components = {
+        key: component(part, package, ComponentType.APPLICATION if key == found.root else ComponentType.LIBRARY)
+        for key, part in found.parts.items()
+    }
+    bom = Bom(components=[each for key, each in components.items() if key != found.root])
+    bom.metadata.component = components[found.root]
+    for key, needed in found.needs.items():
+        bom.register_dependency(components[key], [components[other] for other in sorted(needed)])
+    path.write_text(JsonV1Dot6(bom).output_as_string(indent=2) + "\n")
+    print(f"{path}: {len(components) - 1} components")
 
 
 def installed(python: str) -> dict[str, Distribution]:
