@@ -203,6 +203,38 @@ def test_a_stopped_worker_is_shown_as_unresponsive(page: Any, daemon: Running) -
     wait_for_text(page, "h1", "Healthy")
 
 
+def test_failing_requests_are_in_the_first_line_and_the_notes(altered: Altered) -> None:
+    def fail(status: dict[str, Any]) -> None:
+        model = status["models"][0]
+        model["refused"]["last_minute"] = {"queue_full": 1062, "shape_invalid": 5000}
+        model["errors"]["last_minute"] = {"deadline": 89, "cancelled": 500}
+
+    altered.change = fail
+    wait_for_text(altered.page, "h1", "1,151 requests failed or refused in the last minute, 2 of 2 slots ready")
+    found = "Model echo: 1,151 requests failed or refused in the last minute: queue_full 1,062, deadline 89"
+    wait_for_text(altered.page, "#notes", found)
+
+
+def test_faults_of_clients_leave_it_healthy(altered: Altered) -> None:
+    def fail(status: dict[str, Any]) -> None:
+        counts = {"shape_invalid": 5000, "too_large": 7, "model_unknown": 2}
+        status["models"][0]["refused"]["last_minute"] = status["daemon"]["refused"]["last_minute"] = counts
+
+    altered.change = fail
+    wait_for_text(altered.page, "#tiles", "5,009")
+    assert altered.page.inner_text("h1").startswith("Healthy")
+    assert "failed or refused" not in altered.page.inner_text("#notes")
+
+
+def test_a_failed_version_beside_a_served_one_is_not_a_failed_model(altered: Altered) -> None:
+    def add(status: dict[str, Any]) -> None:
+        status["models"].append({**status["models"][0], "version": "2", "state": "failed", "cause": "no such file"})
+
+    altered.change = add
+    wait_for_text(altered.page, "h1", "2 of 3 models ready, 2 of 2 slots ready")
+    wait_for_text(altered.page, "#notes", "Model echo version 2 is failed: no such file")
+
+
 def test_a_slow_worker_is_shown_with_the_cause(altered: Altered) -> None:
     slow = {"condition": "slow", "condition_cause": "its batches of echo take 3 times as long as those of the others"}
     altered.change = lambda status: status["slots"][1].update(slow)

@@ -15,7 +15,7 @@ const PAGE: &[u8] = include_bytes!("page.html");
 ///
 /// The hashes are those of the texts within `<script>` and `<style>`. tests/unit/test_live_page.py compares them.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-PAZTW3P2CZvGuSN7wqvri8swI8S1yo0pmnPPxUVdunw='; \
+    script-src 'sha256-YXc11HIPHcsABA9FiyXRLJSD9nUYWgMsKPsUmcI8Iuw='; \
     style-src 'sha256-bj/IlZtRpX7YXoRZMHfNlM1ay80En3MMgGfFWxsiAIM='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
