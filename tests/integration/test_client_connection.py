@@ -165,7 +165,7 @@ def test_replies_that_arrived_before_the_connection_ended_count(endpoint: str) -
         assert busy.wait(WAIT_S)
         # The client's thread is held up while an answer arrives and the connection ends.
         daemon.reply(requests[1], fake_daemon.echo(requests[1]))
-        daemon.close(linger=2000)
+        daemon.close(linger=int(WAIT_S * 1000))
         lost.set()
         assert futures[1].result(WAIT_S)["x"].tolist() == 1.0
         error = futures[2].exception(WAIT_S)
