@@ -18,6 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
@@ -83,8 +84,11 @@ impl Used {
     }
 
     fn has_same_authorities(&self, other: &Self) -> bool {
-        let certificates = |used: &Self| used.authorities.as_ref().map(|authorities| authorities.certificates.clone());
-        certificates(self) == certificates(other)
+        self.certificates_of_authorities() == other.certificates_of_authorities()
+    }
+
+    fn certificates_of_authorities(&self) -> Option<&[CertificateDer<'static>]> {
+        self.authorities.as_ref().map(|authorities| authorities.certificates.as_slice())
     }
 }
 

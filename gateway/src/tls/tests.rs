@@ -70,11 +70,7 @@ async fn the_protocol_is_agreed_on_and_bytes_come_through() {
 async fn certificates_of_clients_are_verified_and_name_them() {
     let certificates = Certificates::new();
     certificates.issue("known", "/O=example/CN=checkout-service");
-    let others = Certificates::new();
-    others.issue("unknown", "/CN=checkout-service");
-    for name in ["unknown.pem", "unknown.key"] {
-        std::fs::copy(others.path(name), certificates.path(name)).unwrap();
-    }
+    certificates.issue_by_another("unknown", "/CN=checkout-service");
     // Where there are no tokens, each client needs a certificate.
     for (tokens, shown, expected) in [
         (true, Some("known"), Some(Some("checkout-service"))),
@@ -168,11 +164,7 @@ async fn files_that_could_not_be_used_are_read_again_although_they_have_not_chan
 async fn connections_end_whose_clients_have_certificates_of_an_authority_that_was_removed() {
     let certificates = Certificates::new();
     certificates.issue("stays", "/CN=checkout-service");
-    let others = Certificates::new();
-    others.issue("leaves", "/CN=checkout-service");
-    for name in ["leaves.pem", "leaves.key"] {
-        std::fs::copy(others.path(name), certificates.path(name)).unwrap();
-    }
+    let others = certificates.issue_by_another("leaves", "/CN=checkout-service");
     let own = std::fs::read(certificates.path("ca.pem")).unwrap();
     let both = [own.clone(), std::fs::read(others.path("ca.pem")).unwrap()].concat();
     std::fs::write(certificates.path("ca.pem"), &both).unwrap();
