@@ -99,7 +99,15 @@ def test_requests_are_counted_exactly_by_outcome(client: Client) -> None:
     assert value(after, "multitower_request_seconds_sum", **labels) == pytest.approx(seconds)
 
 
-def test_both_formats_have_the_same_metrics(client: Client) -> None:
+def test_both_formats_have_the_same_metrics(daemon: Running, client: Client) -> None:
+    slots = [{"slot": str(slot), "device": f"cpu:{slot}"} for slot in (0, 1)]
+
+    def sampled() -> bool:
+        found = values(client.metrics())
+        return all(value(found, "multitower_worker_resident_memory_bytes", **slot) > 0 for slot in slots)
+
+    # The memory of a worker is measured once a second: until then it has no series.
+    daemon.wait(sampled)
     prometheus, openmetrics = client.metrics(), client.metrics("openmetrics")
     assert openmetrics.endswith("# EOF\n")
     found = [
