@@ -1,7 +1,7 @@
 """The listening sockets of the gateway. The daemon binds and keeps them, so that they outlive each gateway process.
 
-Clients that connect while no gateway process runs wait in the backlog until the next one accepts them. What prevents
-listening is found and reported as for the endpoints of `listen`.
+Clients that connect while no gateway process runs wait in the backlog until the next one accepts them. Where none is to
+come, they are refused. What prevents listening is found and reported as for the endpoints of `listen`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class GatewayListener:
 
     Attributes:
         address: as bound, with the real port.
+        refusing: whether clients are refused.
 
     Raises:
         HeldError: another process listens there.
@@ -59,7 +60,9 @@ class GatewayListener:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, endpoint: str, setting: str) -> None:
+        self._configured, self._setting = address, setting
         self._path: SocketPath | None = None
+        self.refusing = False
         try:
             if endpoint.startswith(IPC):
                 self._path = take_path(endpoint, address, setting=setting)
@@ -91,21 +94,44 @@ class GatewayListener:
         """The descriptor of the listening socket."""
         return self._socket.fileno()
 
-    def restore(self) -> bool:
-        """Binds the path of a Unix socket again if it was removed; returns whether it was.
+    def refuse(self) -> None:
+        """Refuses clients, also those that wait to be accepted, until `restore`; keeps the port or path."""
+        self.refusing = True
+        with contextlib.suppress(OSError):  # the socket listens no more
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if self._path is not None:
+            self._socket.close()  # a Unix socket that was shut down cannot listen again
 
-        If that raises, the former socket stays open.
+    def restore(self) -> bool:
+        """Listens again after `refuse`, or if the path of a Unix socket was removed; returns whether it had to.
+
+        If that raises, everything is as before.
 
         Raises:
             HeldError: another process has taken the path.
-            OSError: it cannot be bound.
+            OSError: the port or path cannot be used.
         """
-        if self._path is None or self._path.intact or not self._path.retake():
+        if self._path is None:
+            return self.refusing and self._listen_again()
+        removed = not self._path.intact and self._path.retake()
+        if not (removed or self.refusing):
             return False
         listening = self._listen_on(self._path)
         listening.setblocking(False)
         self._socket.close()
-        self._socket = listening
+        self._socket, self.refusing = listening, False
+        return True
+
+    def _listen_again(self) -> bool:
+        try:
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            # Another process that sets SO_REUSEADDR, too, can take a port at which nobody listens.
+            translated = listening_error(self._configured, error, setting=self._setting)
+            raise translated from None
+        # Where the system chose the port, it may be another one now.
+        self.address = f"{self.address.rpartition(':')[0]}:{self._socket.getsockname()[1]}"
+        self.refusing = False
         return True
 
     def touch(self) -> None:
@@ -156,6 +182,7 @@ class GatewayListeners:
         self._retry_at = inf
         self._retry_s = FIRST_RETRY_S
         self._touch_at = -inf
+        self._refusing = False
         self._closed = False
         try:
             resolved = self._resolve_at_start()
@@ -202,11 +229,12 @@ class GatewayListeners:
 
     @property
     def complete(self) -> bool:
-        """Whether a process can be started: all addresses have been bound.
+        """Whether a process can be started: clients can connect to all addresses.
 
         One whose path was removed counts: until it can be bound again, a process serves the others.
         """
-        return self._bound.keys() >= set(self._config.addresses)
+        bound = self._bound.keys() >= set(self._config.addresses)
+        return bound and not any(listener.refusing for listener in self._bound.values())
 
     @property
     def http(self) -> list[str]:
@@ -234,6 +262,16 @@ class GatewayListeners:
             for address, listener in self._bound.items()
         ]
 
+    def refuse(self) -> None:
+        """Refuses clients until `accept`: no process will come to accept them."""
+        self._refusing = True
+        for listener in self._bound.values():
+            listener.refuse()
+
+    def accept(self) -> None:
+        """Lets clients connect again, from the next `tick` on."""
+        self._refusing = False
+
     def tick(self, now: float) -> None:
         """Binds what is missing, and what was removed; call it a few times a second.
 
@@ -242,16 +280,8 @@ class GatewayListeners:
         """
         if self._closed:
             return
-        for address, listener in self._bound.items():
-            try:
-                if listener.restore():
-                    self.changes += 1
-                    event(
-                        log, logging.WARNING, "the socket of the gateway was removed: it is bound again", path=address
-                    )
-                self.missing.pop(address, None)
-            except (HeldError, OSError) as error:
-                self._wait_for(address, f"its path was removed, and it cannot be bound again: {error}")
+        if not self._refusing:
+            self._restore()
         if now >= self._touch_at:
             self._touch_at = now + TOUCH_S
             for listener in self._bound.values():
@@ -261,6 +291,20 @@ class GatewayListeners:
             unbound = [address for address in self.missing if address not in self._bound]
             self._background.run(functools.partial(_resolve, unbound), self._bind_missing)
 
+    def _restore(self) -> None:
+        for address, listener in self._bound.items():
+            refusing = listener.refusing
+            try:
+                if listener.restore():
+                    self.changes += 1
+                    if not refusing:
+                        message = "the socket of the gateway was removed: it is bound again"
+                        event(log, logging.WARNING, message, path=address)
+                self.missing.pop(address, None)
+            except (HeldError, OSError) as error:
+                before = "" if refusing else "its path was removed, and "
+                self._wait_for(address, f"{before}it cannot be bound again: {error}")
+
     def _bind_missing(self, resolved: Mapping[str, str | OSError] | Exception) -> None:
         if self._closed:
             return
@@ -269,12 +313,14 @@ class GatewayListeners:
                 endpoint = resolved if isinstance(resolved, Exception) else resolved[address]
                 if isinstance(endpoint, Exception):
                     raise OSError(f"cannot listen on {address}: {endpoint}")
-                self._bound[address] = self._listen(address, endpoint)
+                listener = self._bound[address] = self._listen(address, endpoint)
             except (HeldError, OSError) as error:
                 self._wait_for(address, str(error))
             else:
                 del self.missing[address]
                 self.changes += 1
+                if self._refusing:
+                    listener.refuse()
         unbound = self.missing.keys() - self._bound.keys()
         self._retry_at = monotonic() + self._retry_s if unbound else inf
         self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)

@@ -2,7 +2,8 @@
 
 The gateway serves HTTP and gRPC and is a client of the daemon. If it dies, nothing of the daemon is lost: its listening
 sockets stay bound, requests that it had accepted are answered to nobody, and clients of ZeroMQ notice nothing. If it
-dies too often, the daemon serves on without it, until an operator reloads the configuration or restarts the gateway.
+dies too often, the daemon serves on without it and refuses its clients, until an operator reloads the configuration or
+restarts the gateway.
 
 A process that is replaced answers what it has accepted, and ends. At most one does so at a time: while it does, another
 replacement waits.
@@ -58,6 +59,7 @@ class Gateway:
 
     Attributes:
         state: what it does.
+        restarts: how often it was started again because a process had died, or could not be started.
         cause: why it is not ready; None if there is no particular cause.
     """
 
@@ -96,7 +98,7 @@ class Gateway:
         self._ticked_at: float | None = None
         self._died_at: float | None = None
         self._away_since: float | None = None
-        self._restarts = 0
+        self.restarts = 0
         self.state = GatewayState.WAITING
         self._state_since = monotonic()
         self.cause: str | None = None
@@ -165,6 +167,7 @@ class Gateway:
         """
         if self.state is GatewayState.FAILED:
             self._budget.reset()
+            self._listeners.accept()
             self._start_at = now
             self._enter(GatewayState.BACKOFF, now, self.cause)
 
@@ -352,8 +355,9 @@ class Gateway:
             cause = f"{cause}; {self._budget.policy}"
             self._note(logging.ERROR, f"{message} too often: it has failed", cause=cause, next=after, **fields)
             self._enter(GatewayState.FAILED, now, cause)
+            self._listeners.refuse()
             return
-        self._restarts += 1
+        self.restarts += 1
         after = "starting it again" if delay == 0 else f"starting it again in {exact_duration(round(delay, 1))}"
         self._note(logging.WARNING, message, cause=cause, next=after, **fields)
         self._start_at = now + delay
@@ -444,6 +448,6 @@ class Gateway:
             "outstanding": counts.outstanding,
             "requests": counts.requests,
             "errors": counts.errors,
-            "restarts": self._restarts,
+            "restarts": self.restarts,
             "last_death_age_s": None if self._died_at is None else round(max(0.0, now - self._died_at), 3),
         }

@@ -239,6 +239,9 @@ GATEWAY_RECEIVED: Final = Metric(
 GATEWAY_SENT: Final = Metric(
     "multitower_gateway_sent_bytes_total", Kind.COUNTER, "Bytes that the gateway sent to clients."
 )
+GATEWAY_RESTARTS: Final = Metric(
+    "multitower_gateway_restarts_total", Kind.COUNTER, "How often the gateway was started again because it had died."
+)
 GATEWAY_CERTIFICATE: Final = Metric(
     "multitower_gateway_certificate_not_after_seconds",
     Kind.GAUGE,
@@ -263,7 +266,7 @@ def families(snapshot: Snapshot) -> list[Family]:
         *_of_workers(snapshot.slots),
         *_of_devices(snapshot.gpus),
         *_of_daemon(snapshot),
-        *(_of_gateway(snapshot.gateway) if snapshot.gateway is not None else ()),
+        *(_of_gateway(snapshot.gateway, snapshot.gateway_restarts) if snapshot.gateway is not None else ()),
         *(_of_locks(snapshot.authentication_failures) if snapshot.authentication_failures is not None else ()),
     ]
 
@@ -335,13 +338,14 @@ def busy_share(gpu: GpuUsage) -> float | None:
     return gpu.utilization_percent / 100 if gpu.utilization_percent is not None else None
 
 
-def _of_gateway(counts: Counts) -> list[Family]:
+def _of_gateway(counts: Counts, restarts: int) -> list[Family]:
     return [
         _single(GATEWAY_CONNECTIONS, counts.connections),
         _single(GATEWAY_OUTSTANDING, counts.outstanding),
         Family(GATEWAY_REQUESTS, [(key, (count,)) for key, count in counts.by_status.items()]),
         _single(GATEWAY_RECEIVED, counts.received_bytes),
         _single(GATEWAY_SENT, counts.sent_bytes),
+        _single(GATEWAY_RESTARTS, restarts),
         _known(GATEWAY_CERTIFICATE, [((), counts.certificate_not_after)]),
     ]
 

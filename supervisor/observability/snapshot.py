@@ -139,6 +139,7 @@ class Snapshot:
         loop_lag: how late timers of the event loop were.
         gpus: what NVML reports, by UUID.
         gateway: what the gateway has counted; None where none is configured.
+        gateway_restarts: how often it was started again because it had died.
         serving_slots: how many slots serve a version of a model, by these.
         spans_exported: spans of requests that a collector has taken.
         spans_dropped: spans that no collector has got.
@@ -162,6 +163,7 @@ class Snapshot:
     loop_lag: Times
     gpus: Mapping[str, GpuUsage]
     gateway: Counts | None
+    gateway_restarts: int
     serving_slots: Mapping[tuple[str, str], int]
     spans_exported: int
     spans_dropped: int
@@ -246,6 +248,7 @@ class SnapshotReader:
             loop_lag=Times(self._loop_lag.histogram.copy_counts(), self._loop_lag.total_ns),
             gpus=self._sampler.gpus(),
             gateway=self._gateway.total_counts() if self._gateway is not None else None,
+            gateway_restarts=self._gateway.restarts if self._gateway is not None else 0,
             serving_slots=self._count_serving_slots(),
             spans_exported=self._tracing.exported,
             spans_dropped=self._tracing.dropped,

@@ -139,10 +139,8 @@ def listening_error(name: str, error: BaseException, *, setting: str = LISTEN) -
     """
     if isinstance(error, UnicodeError):
         return OSError(f"cannot listen on {name!a}: the address is not UTF-8")
-    if isinstance(error, zmq.ZMQError):
-        if error.errno == zmq.EADDRINUSE:
-            return _held(name, setting)
-        return bind_error(error.errno, f"cannot listen on {name}: {error.strerror}")
-    if isinstance(error, OSError):
-        return bind_error(error.errno, f"cannot listen on {name}: {error.strerror or error}")
-    return error
+    if not isinstance(error, (zmq.ZMQError, OSError)):
+        return error
+    if error.errno == errno.EADDRINUSE:
+        return _held(name, setting)
+    return bind_error(error.errno, f"cannot listen on {name}: {error.strerror or error}")

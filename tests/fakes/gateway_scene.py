@@ -35,9 +35,9 @@ def settings_with(config: GatewayConfig) -> Any:
 class GatewayScene:
     """A gateway, its reactor, and a clock that a test moves forward."""
 
-    def __init__(self, stack: ExitStack, program: Path) -> None:
+    def __init__(self, stack: ExitStack, program: Path, http: str = "127.0.0.1:*") -> None:
         config = GatewayConfig.model_validate(
-            {"grpc": f"unix:{program.parent}/g", "http": "127.0.0.1:*"}, context=Context(program.parent, insecure=False)
+            {"grpc": f"unix:{program.parent}/g", "http": http}, context=Context(program.parent, insecure=False)
         )
         settings: Any = SimpleNamespace(current=settings_with(config))
         self.config, self._settings = config, settings
@@ -99,9 +99,13 @@ class GatewayScene:
 
     def ask_http(self, word: str) -> dict[str, Any]:
         """Sends a word to the address of HTTP, over tcp."""
-        host, port = self.gateway.report(0.0)["http"][0].split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as connection:
+        with self.connect_http() as connection:
             return _answer(connection, word)
+
+    def connect_http(self) -> socket.socket:
+        """Connects to the address of HTTP."""
+        host, port = self.gateway.report(0.0)["http"][0].split(":")
+        return socket.create_connection((host, int(port)), timeout=60)
 
     def pid(self) -> int | None:
         pid: int | None = self.gateway.report(0.0)["pid"]

@@ -114,6 +114,62 @@ def test_only_an_order_starts_a_gateway_that_has_failed(stack: ExitStack, tmp_pa
     scene.wait(GatewayState.READY)
 
 
+def test_clients_are_refused_while_the_gateway_has_failed(stack: ExitStack, tmp_path: Path) -> None:
+    program = write_program(tmp_path / "gateway", EXIT_CODE=7)
+    scene = GatewayScene(stack, program)
+    waiting = stack.enter_context(scene.connect_http())
+    scene.wait(GatewayState.FAILED)
+    with pytest.raises(ConnectionResetError):
+        waiting.recv(1)
+    (tmp_path / "g").unlink()
+    scene.tick()
+    assert not (tmp_path / "g").exists(), "nobody would accept who connects there"
+    for ask in (scene.ask, scene.ask_http):
+        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+            ask("hello")
+    write_program(program)
+    ended: list[str | None] = []
+    scene.gateway.restart(scene.now(), ended.append)
+    scene.wait(GatewayState.READY)
+    assert ended == [None]
+    assert scene.ask("hello")["pid"] == scene.ask_http("hello")["pid"] == scene.pid()
+
+
+@pytest.mark.parametrize("taken", ["port", "path"])
+def test_an_address_that_was_taken_while_the_gateway_had_failed_is_waited_for(
+    stack: ExitStack, tmp_path: Path, taken: str
+) -> None:
+    program = write_program(tmp_path / "gateway")
+    # It has the same port, as SO_REUSEADDR allows while it does not listen.
+    other = stack.enter_context(socket.socket())
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    other.bind(("127.0.0.1", 0))
+    scene = GatewayScene(stack, program, http=f"127.0.0.1:{other.getsockname()[1]}")
+    scene.wait(GatewayState.READY)
+    write_program(program, EXIT_CODE=7)
+    first = scene.pid()
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    scene.wait(GatewayState.FAILED)
+    write_program(program)
+    if taken == "path":
+        (tmp_path / "g").unlink()
+        other = stack.enter_context(socket.socket(socket.AF_UNIX))
+        other.bind(f"{tmp_path}/g")
+    other.listen()
+    ended: list[str | None] = []
+    scene.gateway.restart(scene.now(), ended.append)
+    scene.wait(GatewayState.WAITING)
+    (cause,) = ended
+    assert cause is not None
+    assert cause == scene.gateway.cause
+    assert "is in use by another process" in cause
+    other.close()
+    scene.wait(GatewayState.READY)
+    assert scene.ask("hello")["pid"] == scene.ask_http("hello")["pid"] == scene.pid()
+    assert not scene.gateway.missing
+
+
 def test_a_restart_is_answered_once_the_new_process_is_ready(stack: ExitStack, tmp_path: Path) -> None:
     scene = GatewayScene(stack, write_program(tmp_path / "gateway"))
     scene.wait(GatewayState.READY)

@@ -244,6 +244,7 @@ def test_a_gateway_that_keeps_dying_fails_and_the_daemon_serves_on(tmp_path: Pat
         assert report["cause"] == "exited with code 7; restart.max_restarts is 2 within 60 s"
         with daemon.client() as client:
             assert client.server_ready()["ready"]
+            assert "\nmultitower_gateway_restarts_total 2\n" in client.metrics()
         write_program(program)
         daemon.process.send_signal(signal.SIGHUP)
         assert ask(http_of(daemon)) is not None
