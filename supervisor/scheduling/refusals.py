@@ -58,7 +58,14 @@ class Refusals:
         self._unavailable.pop(model, None)
 
     def reset_crash_count(self, models: Collection[str] | None = None) -> None:
-        """Ends the quarantine of these models, or of all, and of their requests; their crashes count from 0 again."""
+        """Ends the quarantine of models and of their requests; their crashes count from 0 again.
+
+        Args:
+            models: models that have changed, so that no request of theirs stays in quarantine; None for all models as
+                they are: a request that is in quarantine alone, without its model, stays there.
+        """
+        for model in models or ():
+            self.requests.remove_model(model)
         for model in self.models.models_with_crashes:
             if models is None or model in models:
                 if model in self.models:
@@ -70,3 +77,4 @@ class Refusals:
         self._unavailable.pop(model, None)
         self.unloaded.discard(model)
         self.models.reset(model)
+        self.requests.remove_model(model)

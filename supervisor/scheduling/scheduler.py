@@ -441,7 +441,7 @@ class Scheduler:
         return {model: models.cause(model) for model in models.models}
 
     def reset_crash_count(self, models: Collection[str] | None = None) -> None:
-        """Ends the quarantine of these models, or of all, and of their requests; their crashes count from 0 again."""
+        """Ends the quarantine of models and of their requests; see `Refusals.reset_crash_count`."""
         self._refusals.reset_crash_count(models)
 
 

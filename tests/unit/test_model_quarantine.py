@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from scheduler_scene import add_worker
 
@@ -162,10 +164,23 @@ def test_a_reset_ends_the_quarantine_of_the_model_and_of_its_requests(models: li
     assert (scene.scheduler.refusal_for_accepted_request(A) is None) == ended
 
 
-def test_a_reset_keeps_a_request_in_quarantine_whose_model_is_not() -> None:
+@pytest.mark.parametrize(
+    ("end", "left"),
+    [
+        (lambda scheduler: scheduler.reset_crash_count(), 1),
+        (lambda scheduler: scheduler.reset_crash_count([B]), 1),
+        (lambda scheduler: scheduler.reset_crash_count([A]), 0),
+        (lambda scheduler: scheduler.remove_model(A), 0),
+    ],
+    ids=["slot restarted", "other model changed", "model changed", "model removed"],
+)
+def test_a_request_leaves_quarantine_with_the_model_that_it_crashed(
+    end: Callable[[Scheduler], None], left: int
+) -> None:
     scene = Scene()
     scene.submit()
     scene.crash()
     scene.crash()
-    scene.scheduler.reset_crash_count()
-    assert len(scene.scheduler.quarantined_requests(0.0)) == 1
+    assert A not in scene.scheduler.quarantined_models
+    end(scene.scheduler)
+    assert len(scene.scheduler.quarantined_requests(0.0)) == left
