@@ -53,7 +53,7 @@ class Reason(StrEnum):
     REPLY_DROPPED = "reply_dropped"  # the client left too much unread, and read nothing for `unread_timeout`
     INTERNAL_ERROR = "internal_error"  # a defect of multitower
     UNAUTHENTICATED = "unauthenticated"  # the daemon does not know who asks: no key, or none that it admits
-    FORBIDDEN = "forbidden"  # the daemon knows who asks, and this operation is not theirs
+    FORBIDDEN = "forbidden"  # the daemon knows who asks, and does not allow them this operation, or this model
     # Of orders to the control endpoint.
     RELOAD_IN_PROGRESS = "reload_in_progress"  # another reload follows the one that is under way
     TOO_MANY_ORDERS = "too_many_orders"  # as many orders wait as the daemon keeps
@@ -239,7 +239,7 @@ class InvalidKey(Unauthenticated, ValueError):
 
 
 class Forbidden(MultitowerError):
-    """The daemon knows who asks, and this operation, or this model, is not theirs."""
+    """The daemon knows who asks, and does not allow them this operation, or this model."""
 
 
 class InternalError(MultitowerError):

@@ -14,13 +14,13 @@ import java.util.concurrent.Future;
 /**
  * One object, called from many threads, that uses every GPU of the machine.
  *
- * <p>Done in one process with TensorFlow alone, such a class holds one session per GPU, each with its own {@code
- * visible_device_list}, and gives each request to the one with the least to do. TensorFlow takes that option once per
- * process: every session after the first lands on the same GPU, until it is out of memory. Here the sessions are the
- * daemon's workers, one process per GPU, and so is the choice among them. The threads of the application stay as they
- * are.
+ * <p>With TensorFlow alone, such a class would hold one session per GPU in one process, each with its own {@code
+ * visible_device_list}, and give each request to the session with the least to do. But TensorFlow reads that option only
+ * once per process: every session after the first uses the same GPU, until that GPU is out of memory. With multitower,
+ * the daemon has one worker process per GPU and chooses a worker for each request. The application keeps its threads as
+ * they are.
  *
- * <p>Which GPUs is the daemon's business: {@code gpus.yaml} beside this file has a line for each.
+ * <p>The configuration of the daemon says which GPUs it uses: {@code gpus.yaml} beside this file has a line for each.
  *
  * <p>With {@code make serve} in another terminal (two workers on CPUs), after {@code mvn package}:
  *
@@ -50,7 +50,7 @@ public final class DistributedPredictor implements AutoCloseable {
         client.close();
     }
 
-    /** Asks for a thousand random images from sixty-four threads, and tells which worker answered how many. */
+    /** Sends a thousand random images from 64 threads, and prints how many of them each worker has answered. */
     public static void main(String[] arguments) throws Exception {
         String endpoint = arguments.length > 0 ? arguments[0] : "tcp://127.0.0.1:5555";
         ExecutorService threads = Executors.newFixedThreadPool(64);

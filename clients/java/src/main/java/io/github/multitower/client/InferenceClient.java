@@ -15,10 +15,14 @@ import java.util.concurrent.CompletableFuture;
  *   <li>{@link MultitowerException.InvalidRequest}: the request is wrong; the message names the field.
  *   <li>{@link MultitowerException.NotFound}: there is no such model or version.
  *   <li>{@link MultitowerException.Overloaded}: the model's queue was full at each attempt, or the next one would
- *       come after the deadline; or the client has as many requests outstanding as it allows.
+ *       come after the deadline; or the client has as many requests outstanding as it allows; or the client has left
+ *       too many replies unread.
  *   <li>{@link MultitowerException.DeadlineExceeded}: no answer in time.
  *   <li>{@link MultitowerException.Unavailable}: no daemon listens, the connection was lost, no worker serves the
  *       model, or the client was closed.
+ *   <li>{@link MultitowerException.Unauthenticated}: the daemon does not know who asks: no key, or none that it admits.
+ *   <li>{@link MultitowerException.Forbidden}: the daemon knows who asks, and does not allow them this operation, or this
+ *       model.
  *   <li>{@link MultitowerException.Poisoned}: workers died while they executed the request.
  *   <li>{@link MultitowerException.ModelError}: the model raised an exception.
  *   <li>{@link MultitowerException.InternalError}: a defect of the daemon, or an error that ended the client.
@@ -256,6 +260,7 @@ public interface InferenceClient extends AutoCloseable {
      * @throws MultitowerException.Unavailable not ready in time; the message says what is missing. {@code no_worker} if
      *     the daemon was reached; else the reason and the details of the last attempt, such as {@code not_listening} with
      *     {@code connect_error}. Or {@code closed}
+     * @throws MultitowerException.Unauthenticated the keys prevent a connection; it does not wait then
      * @throws MultitowerException.Cancelled the thread was interrupted
      */
     void waitUntilReady(Duration within);

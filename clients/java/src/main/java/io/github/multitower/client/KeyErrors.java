@@ -6,7 +6,7 @@ import java.net.Socket;
 import java.nio.charset.StandardCharsets;
 
 /**
- * Tells whether it is the keys that prevent a connection. JeroMQ reports a key that was refused, but not that only one
+ * Finds out whether the keys prevent a connection. JeroMQ reports a key that was refused, but not that only one
  * side uses CURVE, nor that the daemon has another key. So a plain socket reads the daemon's greeting, which names the
  * mechanism that the daemon uses.
  */
@@ -14,14 +14,14 @@ final class KeyErrors {
     static final String KEY_REFUSED = "key_refused";
 
     /**
-     * So many handshakes in a row with a daemon that uses CURVE fail: its key is another one. A daemon that has too many
-     * connections, or is ending, fails one or two.
+     * If so many handshakes in a row fail with a daemon that uses CURVE, the daemon has another key than the one that was
+     * given. With a daemon that has too many connections, or is ending, only one or two fail.
      */
     private static final int FAILED_HANDSHAKES = 3;
 
     /**
-     * Of a greeting, with the version of the protocol: the peer then sends all of its own. After a mechanism it might just
-     * leave.
+     * The first bytes of a greeting, up to the version of the protocol. The peer answers them with its whole greeting. If
+     * the client sent a mechanism as well, the peer might close the connection instead.
      */
     private static final byte[] SIGNATURE = {-1, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 3};
 

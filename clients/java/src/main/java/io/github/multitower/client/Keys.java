@@ -17,14 +17,15 @@ import java.security.spec.XECPublicKeySpec;
 import java.util.EnumSet;
 import java.util.Set;
 import java.util.function.Function;
+import java.util.function.Supplier;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import javax.crypto.KeyAgreement;
 import org.zeromq.ZMQ;
 
 /**
- * What CURVE needs to connect to a daemon with {@code security}: the client's pair of keys, and the daemon's public key. No message
- * repeats what was, or was meant to be, a secret key.
+ * What CURVE needs to connect to a daemon with {@code security}: the client's pair of keys, and the daemon's public key.
+ * No message contains a secret key, or a text that was passed as one.
  */
 final class Keys {
     static final String KEY_VARIABLE = "MULTITOWER_KEY";
@@ -84,11 +85,18 @@ final class Keys {
         return new Keys(publicOf(secret), secret, serverKey);
     }
 
-    private static byte[] named(String variable, java.util.function.Supplier<byte[]> read) {
+    /**
+     * Reads a key, and names where it was given if it cannot be used.
+     *
+     * @param origin a parameter of the builder, or a variable of the environment
+     * @param read returns the key
+     * @throws IllegalArgumentException the key cannot be used; the message begins with the origin
+     */
+    static byte[] named(String origin, Supplier<byte[]> read) {
         try {
             return read.get();
         } catch (IllegalArgumentException error) {
-            throw new IllegalArgumentException(variable + ": " + error.getMessage(), error);
+            throw new IllegalArgumentException(origin + ": " + error.getMessage(), error);
         }
     }
 
@@ -110,7 +118,7 @@ final class Keys {
         if (text.endsWith(".key_secret")) {
             throw new IllegalArgumentException("there is no file " + text);
         }
-        // Not repeated: it may be a secret key with a slip in it.
+        // The message does not repeat it: it may be a secret key with a typing error.
         return decoded(text, text.isEmpty() ? "it is empty" : "it is neither a file that exists nor " + FORM);
     }
 

@@ -16,8 +16,8 @@ import java.util.concurrent.TimeoutException;
  * A connection to a daemon, for any number of threads: make one, share it, close it.
  *
  * <p>Requests are pipelined over one connection, and answers come in any order. It opens by itself, and again after it
- * was lost; the logger {@code io.github.multitower.client} tells so. No call waits much longer than its time. Every
- * failure is a {@link MultitowerException}; {@link InferenceClient} lists them.
+ * was lost; the logger {@code io.github.multitower.client} tells so. No call takes more than about a second longer than
+ * its timeout. Every failure is a {@link MultitowerException}; {@link InferenceClient} lists them.
  *
  * <pre>{@code
  * try (MultitowerClient client = MultitowerClient.connect("tcp://127.0.0.1:5555")) {
@@ -209,7 +209,8 @@ public final class MultitowerClient implements InferenceClient {
          * @throws IllegalArgumentException it cannot be read, admits others, or holds no secret key
          */
         public Builder key(Path file) {
-            this.key = Keys.secretFile(Objects.requireNonNull(file, "file"));
+            Objects.requireNonNull(file, "file");
+            this.key = Keys.named("key", () -> Keys.secretFile(file));
             return this;
         }
 
@@ -223,20 +224,22 @@ public final class MultitowerClient implements InferenceClient {
          */
         public Builder key(String publicKey, String secretKey) {
             Objects.requireNonNull(publicKey, "publicKey");
-            this.key = Keys.pair(publicKey, Objects.requireNonNull(secretKey, "secretKey"));
+            Objects.requireNonNull(secretKey, "secretKey");
+            this.key = Keys.named("key", () -> Keys.pair(publicKey, secretKey));
             return this;
         }
 
         /**
-         * The public key of a daemon with {@code security}, by which this client knows it. By default it is what the environment's
-         * {@code MULTITOWER_SERVER_KEY} has.
+         * The public key of a daemon with {@code security}, by which this client recognizes it. By default it is
+         * what the environment's {@code MULTITOWER_SERVER_KEY} has.
          *
          * @param serverKey in Z85, or the path of a file that holds it
          * @return this
          * @throws IllegalArgumentException it is neither
          */
         public Builder serverKey(String serverKey) {
-            this.serverKey = Keys.publicKey(Objects.requireNonNull(serverKey, "serverKey"));
+            Objects.requireNonNull(serverKey, "serverKey");
+            this.serverKey = Keys.named("serverKey", () -> Keys.publicKey(serverKey));
             return this;
         }
 
@@ -248,7 +251,8 @@ public final class MultitowerClient implements InferenceClient {
          * @throws IllegalArgumentException it cannot be read, or holds no public key
          */
         public Builder serverKey(Path file) {
-            this.serverKey = Keys.publicFile(Objects.requireNonNull(file, "file"));
+            Objects.requireNonNull(file, "file");
+            this.serverKey = Keys.named("serverKey", () -> Keys.publicFile(file));
             return this;
         }
 
@@ -483,7 +487,7 @@ public final class MultitowerClient implements InferenceClient {
                 }
             }
             if (Clock.now() + TimeUnit.MILLISECONDS.toNanos(ASK_AGAIN_MS) >= until) {
-                throw Errors.notReady("not ready after " + within + ": " + why, last);
+                throw Errors.notReady("not ready after " + Clock.nanos(within) / 1e9 + " s: " + why, last);
             }
             try {
                 Thread.sleep(ASK_AGAIN_MS);

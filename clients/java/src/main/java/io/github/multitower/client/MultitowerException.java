@@ -275,7 +275,7 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
-    /** The daemon knows who asks, and this operation, or this model, is not theirs. */
+    /** The daemon knows who asks, and does not allow them this operation, or this model. */
     public static final class Forbidden extends MultitowerException {
         private static final long serialVersionUID = 1L;
 

@@ -69,7 +69,7 @@ final class Reachability {
     private boolean running;
 
     /**
-     * Looks at nothing yet.
+     * Prepares the search, which {@link #start} begins.
      *
      * @param endpoint of the daemon
      * @param connectTimeout how long requests wait for a daemon; the cause is looked for within that time

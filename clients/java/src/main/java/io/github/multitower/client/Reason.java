@@ -57,7 +57,7 @@ public enum Reason {
     INTERNAL_ERROR("INTERNAL"),
     /** The daemon does not know who asks: no key, or none that it admits. */
     UNAUTHENTICATED("UNAUTHENTICATED"),
-    /** The daemon knows who asks, and this operation is not theirs. */
+    /** The daemon knows who asks, and does not allow them this operation, or this model. */
     FORBIDDEN("PERMISSION_DENIED"),
 
     // Raised by the client only, never sent.

@@ -106,7 +106,7 @@ class ClientTest {
                         MultitowerException.Unavailable.class, () -> client.waitUntilReady(Duration.ofSeconds(1)));
                 assertReason(Reason.NOT_LISTENING, error);
             } while (!error.details().equals(Map.of("connect_error", "connection_refused")));
-            assertTrue(error.getMessage().startsWith("not ready after PT1S: no daemon listens"), error.getMessage());
+            assertTrue(error.getMessage().startsWith("not ready after 1.0 s: no daemon listens"), error.getMessage());
             assertReason(Reason.NOT_LISTENING, assertInstanceOf(MultitowerException.class, error.getCause()));
         }
     }

@@ -182,6 +182,15 @@ class KeysTest {
     }
 
     @Test
+    void theBuilderNamesTheParameterOfAKeyThatCannotBeUsed() {
+        Path none = folder.resolve("none");
+        assertRefused("serverKey: it is empty", () -> MultitowerClient.builder().serverKey(""));
+        assertRefused("serverKey: " + none + " does not exist", () -> MultitowerClient.builder().serverKey(none));
+        assertRefused("key: " + none + " does not exist", () -> MultitowerClient.builder().key(none));
+        assertRefused("key: the public and", () -> MultitowerClient.builder().key(STRANGER.publicKey, KNOWN.secretKey));
+    }
+
+    @Test
     void theEnvironmentHasTheKeysOrNone() throws Exception {
         Path secret = file("ana.key_secret", KNOWN.secretKey + "\n", "rw-------");
         Map<String, String> both = Map.of("MULTITOWER_KEY", secret.toString(), "MULTITOWER_SERVER_KEY", SERVER.publicKey);
