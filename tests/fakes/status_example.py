@@ -11,6 +11,9 @@ GPUS = (
     "GPU-c05d9e71-1f2a-4b68-b7e9-3a8c4d6f0152",
 )
 
+HUNG = "killed because it hung: a model call took over 30 s (max_execution_time)"
+"""Why slot 2 was restarted."""
+
 
 def _slot(number: int, **changed: Any) -> dict[str, Any]:
     return {
@@ -144,7 +147,9 @@ STATUS: dict[str, Any] = {
                 "age_s": 19.0,
                 "message": "worker died",
                 "slot": 2,
-                "cause": "a call of ranking took longer than max_execution_time (30 s)",
+                "model": "ranking",
+                "version": "7",
+                "cause": HUNG,
                 "next": "restart at once",
             },
         ],
@@ -175,7 +180,7 @@ STATUS: dict[str, Any] = {
             restarts=4,
             last_restart_age_s=19.0,
             last_death_age_s=19.0,
-            last_error="a call of ranking took longer than max_execution_time (30 s)",
+            last_error=HUNG,
             last_error_age_s=19.0,
             step="warming up ranking version 7 with 32 rows",
             step_for_s=6.0,

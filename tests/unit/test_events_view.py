@@ -34,8 +34,8 @@ def test_in_a_pipe_each_event_is_a_line_with_its_local_time() -> None:
         "2026-12-01 02:46:51+01:00  reloaded\n"
         "2026-12-01 04:02:51+01:00  slot 1: worker died: killed by SIGSEGV (11): restart at once\n"
         "2026-12-01 04:02:55+01:00  slot 1: worker ready after 3.9 s\n"
-        "2026-12-01 04:16:32+01:00  slot 2: worker died: a call of ranking took longer than max_execution_time (30 s): "
-        "restart at once"
+        "2026-12-01 04:16:32+01:00  slot 2: ranking version 7: worker died: killed because it hung: a model call took "
+        "over 30 s (max_execution_time): restart at once"
     )
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from status_example import GPUS, STATUS
+from status_example import GPUS, HUNG, STATUS
 
 from multitower.cli.layout import GAP, Cell, Column, Span, lay_out, render, width_of, wrap
 from multitower.cli.status_view import status_lines
+from multitower.supervisor.workers.hang_detector import Call, HangDetector
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 WIDTHS = (60, 80, 120)
@@ -31,6 +32,13 @@ def test_the_documentation_shows_what_status_prints(width: int) -> None:
     marked = re.search(rf"<!-- status at {width} columns -->\n```text\n(.*?)\n```\n", OPERATING.read_text(), re.DOTALL)
     assert marked is not None, f"docs/operating.md has no block for {width} columns"
     assert marked[1] == text(width), "write what this test expects into docs/operating.md"
+
+
+def test_the_documentation_quotes_the_cause_as_the_daemon_words_it() -> None:
+    detector = HangDetector(0.0, 60.0)
+    call = Call("a batch", 0.0, 30.0)
+    assert detector.check(1.0, [call], lambda: None, loading=False) is None
+    assert str(detector.check(31.0, [call], lambda: None, loading=False)) == HUNG
 
 
 def test_no_line_exceeds_the_terminal_and_no_word_is_lost_at_any_width() -> None:

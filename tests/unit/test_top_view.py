@@ -72,7 +72,7 @@ def test_the_documentation_shows_what_top_shows_at_80_columns() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
     marked = re.search(r"<!-- top at 80 columns -->\n```text\n(.*?)\n```\n", page, re.DOTALL)
     assert marked is not None
-    assert marked[1] == shown(Screen(chosen={View.SLOTS: 1}), height=20), "write what this test expects into the page"
+    assert marked[1] == shown(Screen(chosen={View.SLOTS: 1}), height=21), "write what this test expects into the page"
 
 
 @pytest.mark.parametrize("name", SCREENS)
@@ -130,7 +130,7 @@ def test_the_chosen_row_stays_chosen_and_visible_however_low_the_terminal_is() -
 
 
 def test_what_is_wrong_with_the_chosen_slot_stands_below_the_table() -> None:
-    assert "last error: a call of ranking took longer" in shown(Screen(chosen={View.SLOTS: 2}))
+    assert "last error: killed because it hung: a model call" in shown(Screen(chosen={View.SLOTS: 2}))
     assert "condition: slow: its batches of ranking take 0.2 s, 25 times as" in shown(Screen(chosen={View.SLOTS: 1}))
 
 
@@ -161,7 +161,7 @@ def test_what_stands_below_each_other_in_the_details_happened_at_the_same_time()
 
 def test_events_are_shown_newest_first_and_scroll() -> None:
     events = shown(SCREENS["events"])
-    assert events.index("slot 2: worker died") < events.index("reloaded")
+    assert events.index("slot 2: ranking version 7: worker died") < events.index("reloaded")
     assert "slot 2" not in shown(replace(SCREENS["events"], offset=2), height=7)
 
 
@@ -184,7 +184,7 @@ def test_once_prints_slots_models_and_events_for_a_pipe() -> None:
     lines = text(once_lines(look(), None)).splitlines()
     assert sum("GPU-" in line for line in lines) == 3
     assert any(line.startswith("ranking") and "120" in line for line in lines)
-    assert any("slot 2: worker died" in line for line in lines)
+    assert any("slot 2: ranking version 7: worker died" in line for line in lines)
     assert not any(line.startswith(">") for line in lines)
 
 
