@@ -10,6 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import select
+import time
+from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from ..loop.log import event
@@ -33,6 +36,10 @@ RESERVE: Final = 24
 CHECKED_AT_ONCE: Final = 4096
 """Connections that `tick` checks at most."""
 
+ANNOUNCED_S: Final = 60.0
+"""Seconds from one log line that no more connections are accepted to the next, at least. Short connections make room,
+and take it again, several times a second."""
+
 
 class Connections:
     """The connections of some endpoints together.
@@ -41,6 +48,7 @@ class Connections:
         maximum: how many may be open.
         backlog: how many clients may wait at each endpoint.
         reserve: descriptors that stay free.
+        clock: returns monotonic seconds.
 
     Attributes:
         maximum: as given, or as set last.
@@ -49,12 +57,21 @@ class Connections:
         descriptor: readable while clients wait and may be accepted; call `accept` then.
     """
 
-    def __init__(self, maximum: int, backlog: int = BACKLOG, reserve: int = RESERVE) -> None:
+    def __init__(
+        self,
+        maximum: int,
+        backlog: int = BACKLOG,
+        reserve: int = RESERVE,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.maximum = maximum
         self.backlog = backlog
         self.paused = False
         self._reserve = reserve
+        self._clock = clock
         self._announced = False
+        self._announce_at = -inf
         self._no_room = False  # the system could not make another connection, since the last `tick`
         self._listeners: dict[int, Acceptor] = {}
         self._sockets: dict[int, int] = {}  # the inode of each connection's socket, by descriptor
@@ -142,8 +159,9 @@ class Connections:
             self.paused = paused
             for descriptor in self._listeners:
                 self._epoll.modify(descriptor, 0 if paused else select.EPOLLIN)
-        if paused and not self._announced:
+        if paused and not self._announced and self._clock() >= self._announce_at:
             self._announced = True
+            self._announce_at = self._clock() + ANNOUNCED_S
             event(
                 log,
                 logging.WARNING,

@@ -87,6 +87,13 @@ def test_the_gateway_ends_with_a_killed_parent_although_its_stdin_stays_open(par
     assert ended
 
 
+def test_the_gateway_ends_when_it_is_asked_to_although_no_daemon_is_connected(parent: Parent) -> None:
+    parent.send_settings(parent.process.pid)
+    assert "cannot connect to the daemon" in parent.line()
+    signal.pidfd_send_signal(parent.pidfd, signal.SIGTERM)
+    assert parent.process.wait(LIMIT_S) == 0
+
+
 def test_the_gateway_does_not_start_for_another_process_than_its_parent(parent: Parent) -> None:
     parent.send_settings(os.getpid())
     assert f"the daemon (process {os.getpid()}) has ended" in parent.line()

@@ -73,9 +73,12 @@ impl EventLoop {
 
     /// Serves until the process drains and all requests are answered. Calls `ready` once the daemon is connected.
     pub async fn serve(mut self, ready: impl FnOnce()) {
-        self.context.daemon.connected().await;
-        ready();
         let mut draining = self.process.draining.clone();
+        tokio::select! {
+            () = self.context.daemon.connected() => ready(),
+            // The daemon may have no descriptor left for this connection: its end must not wait for it.
+            _ = draining.wait_for(|&draining| draining) => return,
+        }
         let limits = &self.process.settings.limits;
         let builders = Arc::new(Builders::new(limits));
         let accepting: Vec<_> = std::mem::take(&mut self.listeners)
