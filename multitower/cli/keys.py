@@ -171,7 +171,7 @@ def _hash() -> None:
 @click.option(
     "--certificate",
     is_flag=True,
-    help="It needs neither: it shows a certificate with NAME as its CN (gateway.tls.client_ca).",
+    help="It has no key or token: it uses client certificates whose CN is NAME (gateway.tls.client_ca).",
 )
 @click.option(
     "--model", "models", multiple=True, metavar="NAME", help="A model that it may use, or a pattern.  [default: all]"

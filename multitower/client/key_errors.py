@@ -1,4 +1,4 @@
-"""Finds out whether it is the keys that prevent a connection, and says what to check.
+"""Finds out whether the keys prevent a connection, and says what to check.
 
 libzmq reports that a key was refused, or that only one side uses CURVE. It reports neither where the daemon closes the
 connection first, or cannot read what was encrypted for another key. So a plain socket reads the daemon's greeting,
@@ -20,11 +20,12 @@ from multitower.zmtp import GREETING
 __all__ = ["KEY_ERRORS", "examine_keys", "refused"]
 
 FAILED_HANDSHAKES: Final = 3
-"""So many handshakes in a row with a daemon that uses CURVE fail: its key is another one. A daemon that has too many
-connections, or is ending, fails one or two."""
+"""If so many handshakes in a row fail with a daemon that uses CURVE, the daemon has another key than the one that was
+given. With a daemon that has too many connections, or is ending, only one or two fail."""
 
 _SIGNATURE_BYTES: Final = 11
-"""Of a greeting, with the version: the peer then sends all of its own. After the mechanism it might just leave."""
+"""The first bytes of a greeting, up to the version of the protocol. The peer answers them with its whole greeting. If
+the client sent a mechanism as well, the peer might close the connection instead."""
 
 _MECHANISM: Final = slice(12, 32)
 

@@ -1,7 +1,7 @@
 """Audit: a line of the log and an event for each operation that changes something, once it has its outcome.
 
-Who asked, from where, for what, and what came of it: also where it was refused. Refusals for lack of a role are
-written at a bounded rate, since anybody who may connect can cause them.
+It says who asked, from where, for what, and what the outcome was, also if it was refused. Refusals for lack of a role
+are written at a bounded rate, since anybody who may connect can cause them.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def _error(refusal: Refusal) -> MultitowerError:
     if refusal.of_source:
         message = "too many credentials of this client's address were wrong"
         return make(Reason.QUEUE_FULL, message, limit="authentication", retry_after_ms=retry_after_ms)
-    # Without a limit of its own: the client need not have done anything to bring this about.
+    # Without `limit` in the details: the client need not be the cause.
     return make(Reason.QUEUE_FULL, "too many credentials wait to be verified", retry_after_ms=retry_after_ms)
 
 

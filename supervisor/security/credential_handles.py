@@ -16,7 +16,7 @@ from ..config.principals import ANONYMOUS, Principal, Principals
 from .peers import Peer, peer_of
 
 LIFETIME_S: Final = 60.0
-"""Seconds after which a handle is void whose credential was not verified again. The gateway does so each second."""
+"""Seconds after which a handle is void whose credential was not verified again. The gateway does so twice a second."""
 
 MAX_HANDLES: Final = 65_536
 """Handles that are kept; each principal has one for each of its credentials."""

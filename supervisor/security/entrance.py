@@ -30,7 +30,7 @@ class Entrance:
 
     Attributes:
         of_connection: the property of a message's connection that `identify` needs.
-        failure: what it counts as if nobody is found to have sent a message.
+        failure: what a message counts as whose sender is unknown.
         access: as given.
     """
 
@@ -109,7 +109,7 @@ class GatewayEntrance(Entrance):
 
     def identify(self, address: tuple[bytes, ...], connection: str | None) -> Peer:
         """See `Entrance.identify`."""
-        # Nobody but the gateway should get at this socket: a process of another user has no business here.
+        # This socket is for the gateway only, so a process of another user is refused.
         if len(address) != 2 or not is_own(self.access.peers.local(connection)):
             return NOBODY
         return self.access.by_handle(address[1])

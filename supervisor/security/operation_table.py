@@ -87,7 +87,7 @@ OPERATIONS: Final[Mapping[bytes, Operation]] = {
         Operation(wire.LOAD, _OPERATE, Scope.MODEL, changes=True),
         Operation(wire.UNLOAD, _OPERATE, Scope.MODEL, changes=True),
         Operation(wire.RECORD, _OPERATE, Scope.MODEL, changes=True),  # it hands out what others have sent
-        # The gateway asks, at its own endpoint: who its client is is what it wants to know.
+        # The gateway asks this at its own endpoint, to find out who its client is.
         Operation(wire.AUTHENTICATE, frozenset(), Scope.NOTHING, open=True),
     )
 }

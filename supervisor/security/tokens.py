@@ -7,12 +7,13 @@ token, never by the token. A name that no principal has costs as much time as on
 A client that sends wrong tokens must not keep others out, nor use up the processor:
 
 - Tokens that have been verified are answered at once, whatever else happens.
-- Nearly all wrong ones are told apart at once, by the fingerprints of the hashes. Each source (an IPv4 address, or a
-  network of IPv6) is told so in a time for so many; about others it only learns that it should wait. All others are
-  compared, so those of a source that all clients of a proxy share do not keep the right ones out.
-- If any hash has no fingerprint, none is looked at: otherwise the time of an answer would tell which names there are.
-  Then, and for those that have the right fingerprint and are wrong, each source may send so many wrong ones in a time.
-  Its further unknown tokens are refused unexamined, until the time has passed.
+- Nearly all wrong tokens are recognized at once, by the fingerprints of the hashes. Each source (an IPv4 address, or a
+  network of IPv6) is told of a limited number of them that they are wrong; for further ones it is only told to wait.
+  All other tokens are compared. So wrong tokens that come through a proxy do not delay the valid ones of its other
+  clients.
+- If any hash has no fingerprint, no fingerprint is used: otherwise the time of an answer would show which names exist.
+  Then, and for wrong tokens with the right fingerprint, each source may send a limited number of wrong tokens in a
+  time. Its further unknown tokens are refused unexamined, until the time has passed.
 - Sources take turns, and each has only a few tokens waiting.
 - While many wrong tokens arrive in total, the next one is examined a little later.
 """
@@ -47,8 +48,8 @@ MAX_ASKING: Final = 64
 
 WRONG_OF_SOURCE: Final = 10
 WRONG_OF_SOURCE_PER_S: Final = 0.5
-"""Wrong tokens of one source that are compared, and those that it is told of otherwise: so many at once, and then so
-many a second."""
+"""How many wrong tokens of one source are compared, and of how many others it is told that they are wrong: this many at
+once after a pause, and then this many a second. The two numbers are counted separately."""
 
 WRONG_AT_ONCE: Final = 32
 WRONG_PER_S: Final = 8.0
@@ -182,18 +183,18 @@ class TokenVerifier:
             return principal
         del self._verified[digest]
         if principal is None or not principal.token_hashes:
-            # Whose principal was removed need not wait for its turn to be told so.
+            # A client whose principal was removed is told so at once, without a comparison.
             self._refuse(digest, Refusal(Failure.UNKNOWN_PRINCIPAL))
         return None
 
     def _is_wrong_at_sight(self, check: _Check) -> bool:
-        """Whether fingerprints tell that a token is wrong. Also of a name that no principal has, some may fit."""
+        """Whether fingerprints show that a token is wrong. If no principal has the name, that of a dummy may fit."""
         if not self._fingerprinted:
             return False
         hashes = self._hashes_of(check.name)
         fits = sum(hashed.may_match(check.secret) for hashed in hashes)  # looks at all of them, in any case
-        # With the name: what fits for one that no principal has would otherwise fit for all of those, and so tell which
-        # names there are, and have a comparison made for each.
+        # The name is included. Otherwise a secret that fits for one name that no principal has would fit for all such
+        # names. That would show which names exist, and each of them would cost a comparison.
         token = f"{check.name}.{check.secret}"
         return fits + sum(dummy.may_match(token) for dummy in self._dummies[len(hashes) :]) == 0
 

@@ -24,7 +24,7 @@ pub struct Client {
 enum Shown {
     None,
     One(Arc<Identity>),
-    /// A proxy sends the requests of several principals. What is refused to one of them is none of the others' business.
+    /// A proxy sends the requests of several principals. A refusal to one of them does not concern the others.
     Several,
 }
 
