@@ -49,6 +49,7 @@ class Context:
         insecure: whether addresses that other machines can reach are allowed; None if that setting is wrong itself.
         security: whether there is a section `security`; None if it is wrong itself.
         curve: whether it has `curve`; None if that is wrong itself.
+        curve_public_key: the daemon's own, in Z85; empty without `curve`, or if its file is wrong.
         tls: whether the gateway has `tls`; None if that is wrong itself.
         principals: those that `security.principals` names; None without, or if they are wrong.
         problems_elsewhere: of other files that the configuration names.
@@ -65,6 +66,7 @@ class Context:
     insecure: bool | None = None
     security: bool | None = False
     curve: bool | None = False
+    curve_public_key: str = ""
     tls: bool | None = False
     principals: Principals | None = None
     problems_elsewhere: list[Problem] = field(default_factory=list)

@@ -11,9 +11,9 @@ import ssl
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import PlainValidator, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import PlainValidator, PrivateAttr, ValidationInfo, WithJsonSchema, field_validator
 
 from ..loop.bounded_call import call_within
 from .principals import read_principals
@@ -42,7 +42,7 @@ def _answered(path: Path, read: Callable[[], T]) -> T:
 
 def _curve_secret(value: object, info: ValidationInfo) -> Path:
     path = _path(value, info)
-    _answered(path, partial(read_curve_keys, path))
+    context_of(info).curve_public_key = _answered(path, partial(read_curve_keys, path)).public
     return path
 
 
@@ -123,6 +123,16 @@ class CurveConfig(Section):
     secret_key: Annotated[Path, PlainValidator(_curve_secret), _FILE] = key(
         ..., "The file with the daemon's secret key, which nobody else may read: `multitower keys new --server`."
     )
+    _public_key: str = PrivateAttr(default="")
+
+    def model_post_init(self, context: Any) -> None:
+        """Keeps what was read with the configuration; pydantic calls it."""
+        self._public_key = context.curve_public_key
+
+    @property
+    def public_key(self) -> str:
+        """The daemon's public key, in Z85, as the file of `secret_key` had it when the configuration was read."""
+        return self._public_key
 
 
 class SecurityConfig(Section):

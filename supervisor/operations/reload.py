@@ -19,6 +19,7 @@ from multitower.spec import ModelSpec
 
 from ..config.config import Config
 from ..config.security import SecurityConfig
+from ..config.units import printable
 from ..loop.log import event
 from ..machine.placement import Placement
 from ..observability.tracing import why_impossible
@@ -63,7 +64,11 @@ def _changed_locks(old: SecurityConfig | None, new: SecurityConfig | None) -> li
     """Returns the keys of `security` that a running daemon cannot change; principals are none of them."""
     if old is None or new is None:
         return ["security"] if old is not new else []
-    return ["security.curve"] if old.curve != new.curve else []
+    if old.curve is None or new.curve is None or old.curve.secret_key != new.curve.secret_key:
+        return ["security.curve"] if old.curve != new.curve else []
+    if old.curve.public_key == new.curve.public_key:
+        return []
+    return [f"security.curve ({printable(new.curve.secret_key)} holds another key now)"]
 
 
 class Reload:

@@ -16,6 +16,7 @@ from multitower.supervisor.config.loading import load
 from multitower.supervisor.config.principals import Role, read_principals
 from multitower.supervisor.config.secret_files import GuardedFileError, read_curve_keys
 from multitower.supervisor.config.source import ConfigError
+from multitower.supervisor.operations.reload import unchangeable_keys
 
 SECURITY = "security: {curve: {secret_key: server.key_secret}, principals: principals.yaml}"
 LIST = "security: {principals: principals.yaml}"
@@ -59,6 +60,18 @@ def test_the_section_names_keys_and_principals(folder: Path) -> None:
     assert config.security.curve.secret_key == folder / "server.key_secret"
     assert config.principals is not None
     assert config.principals.by_name["one"].roles == {Role.INFER}
+
+
+def test_a_daemon_that_runs_cannot_take_another_key_from_the_same_file(folder: Path) -> None:
+    before = read(SECURITY)
+    (folder / "server.key_secret").chmod(0o400)
+    assert unchangeable_keys(before, read(SECURITY)) == []
+    write_secret(folder / "server.key_secret", make_keys())
+    (changed,) = unchangeable_keys(before, read(SECURITY))
+    assert changed == f"security.curve ({folder}/server.key_secret holds another key now)"
+    write_secret(folder / "other.key_secret", make_keys())
+    assert unchangeable_keys(before, read(SECURITY.replace("server.", "other."))) == ["security.curve"]
+    assert unchangeable_keys(before, read(LIST, "listen: ipc://front.sock")) == ["listen", "security.curve"]
 
 
 @pytest.mark.parametrize(
