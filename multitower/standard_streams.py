@@ -6,7 +6,6 @@ program or a library prints then goes there.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
@@ -16,18 +15,28 @@ _replaced: Final[list[TextIO]] = []  # a stream that is no longer referred to cl
 
 
 class LossyStream(io.TextIOWrapper):
-    """A text stream that drops what cannot be written, as when a terminal has been closed or a disk is full."""
+    """A text stream that drops what cannot be written, as when a terminal has been closed or a disk is full.
+
+    Attributes:
+        failures: how often something could not be written. A buffer may hold it, and write it later.
+    """
+
+    failures: int = 0
 
     def write(self, text: str, /) -> int:
         """Writes a text, or drops it; returns its length."""
-        with contextlib.suppress(OSError):
+        try:
             super().write(text)
+        except OSError:
+            self.failures += 1
         return len(text)
 
     def flush(self) -> None:
         """Writes what is buffered, as far as it can be written."""
-        with contextlib.suppress(OSError):
+        try:
             super().flush()
+        except OSError:
+            self.failures += 1
 
 
 def open_standard_streams() -> None:

@@ -3,8 +3,8 @@
 Call `event(logger, level, "what happened", slot=…, cause=…)`. The fields are printed as `key=value` behind the text, or
 as members of the JSON object. An entry for people is one line; a traceback and the further lines of a worker's message
 follow it, indented. As JSON each entry is one line. A slow terminal or a full disk delays only the writer's thread:
-when its queue is full, entries are dropped and counted. Control characters, which could be commands for the reader's
-terminal, are escaped.
+when its queue is full, or they cannot be written, entries are dropped and counted. Control characters, which could be
+commands for the reader's terminal, are escaped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import re
 import sys
 from enum import Enum, auto
 from typing import Any, Final, TextIO
+
+from multitower.standard_streams import LossyStream
 
 WORKER_LOGGER: Final = "multitower.worker"
 """The logger of what workers write."""
@@ -200,13 +202,39 @@ class _DroppingHandler(logging.handlers.QueueHandler):
         """Queues a record; counts it as dropped if the queue is full."""
         try:
             if self._dropped:
-                notice = logging.LogRecord("multitower", logging.WARNING, "", 0, "log lines dropped", (), None)
-                notice.fields = {"lines": self._dropped}
-                self.queue.put_nowait(notice)
+                self.queue.put_nowait(_notice("log lines dropped", self._dropped))
                 self._dropped = 0
             self.queue.put_nowait(record)
         except queue.Full:
             self._dropped += 1
+
+
+def _notice(message: str, lines: int) -> logging.LogRecord:
+    notice = logging.LogRecord("multitower", logging.WARNING, "", 0, message, (), None)
+    notice.fields = {"lines": lines}
+    return notice
+
+
+class OutputHandler(logging.StreamHandler[TextIO]):
+    """Writes entries. Once they can be written again, a line says how many could not."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._failed = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes an entry."""
+        before = self._failures()
+        super().emit(record)
+        if self._failures() != before:
+            self._failed += 1
+        elif self._failed:
+            # Not before the entry: a buffer would come to hold many of them, in place of entries.
+            failed, self._failed = self._failed, 0
+            super().emit(_notice("log could not be written: lines above may be missing", failed))
+
+    def _failures(self) -> int:
+        return self.stream.failures if isinstance(self.stream, LossyStream) else 0
 
 
 class _Listener(logging.handlers.QueueListener):
@@ -235,7 +263,7 @@ class LogWriter:
 
     def __init__(self, format: str | None = None, level: str = "INFO", stream: TextIO | None = None) -> None:
         stream = stream if stream is not None else sys.stderr
-        out = logging.StreamHandler(stream)
+        out = OutputHandler(stream)
         human = HumanFormatter(_wants_colour(stream), stamp_for(stream))
         out.setFormatter(JsonFormatter() if format == "json" else human)
         lines: queue.Queue[Any] = queue.Queue(QUEUED_LINES)

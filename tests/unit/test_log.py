@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -15,7 +16,16 @@ from typing import Any, TextIO
 
 import pytest
 
-from multitower.supervisor.loop.log import HumanFormatter, JsonFormatter, LogWriter, Stamp, event, stamp_for
+from multitower.standard_streams import LossyStream
+from multitower.supervisor.loop.log import (
+    HumanFormatter,
+    JsonFormatter,
+    LogWriter,
+    OutputHandler,
+    Stamp,
+    event,
+    stamp_for,
+)
 
 
 def formatted(formatter: logging.Formatter, message: str = "worker died\nbadly", **fields: object) -> str:
@@ -162,6 +172,48 @@ def test_the_journal_is_recognised_by_its_stream_alone(file: TextIO, monkeypatch
     with tempfile.TemporaryFile("w+") as redirected:
         assert stamp_for(redirected) is Stamp.DATE
     assert stamp_for(io.StringIO()) is Stamp.DATE, "it is no file"
+
+
+class Disk(io.RawIOBase):
+    """A file on a disk that may be full."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.written = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.written += bytes(data)
+        return len(data)
+
+
+def _entry(message: str) -> logging.LogRecord:
+    return logging.LogRecord("multitower.daemon", logging.INFO, "", 0, message, (), None)
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_log_that_could_not_be_written_says_how_many_lines_may_be_missing(buffered: bool) -> None:
+    disk = Disk()
+    file: Any = io.BufferedWriter(disk, 64) if buffered else disk
+    handler = OutputHandler(LossyStream(file, "utf-8", line_buffering=buffered, write_through=not buffered))
+    handler.setFormatter(JsonFormatter())
+    handler.handle(_entry("before"))
+    for _ in range(2):
+        disk.full = True
+        for number in range(3):
+            handler.handle(_entry(f"lost {number}"))
+        disk.full = False
+        handler.handle(_entry("after"))
+    handler.handle(_entry("later"))
+    entries = [json.loads(line) for line in disk.written.splitlines()]
+    messages = [entry["message"] for entry in entries if not entry["message"].startswith("lost")]
+    notice = "log could not be written: lines above may be missing"
+    assert messages == ["before", "after", notice, "after", notice, "later"]
+    assert [entry["lines"] for entry in entries if entry["message"] == notice] == [3, 3]
 
 
 def test_a_writer_that_is_closed_leaves_logging_as_it_was() -> None:
