@@ -338,7 +338,7 @@ class ModelConfig(Section):
         "repeatedly; 0 refuses none.",
     )
     max_execution_time: PositiveSeconds = key(
-        "30s", "The longest time for one call of the model; beyond it the worker hangs."
+        "30s", "The longest time for one call of the model. If a call takes longer, its worker is killed and replaced."
     )
     load_timeout: OptionalPositiveSeconds = key(
         None,

@@ -98,7 +98,7 @@ def read_curve_keys(path: Path) -> CurveKeys:
         check_key(secret)
         public = zmq.curve_public(secret.encode()).decode()
     except (ValueError, zmq.ZMQError):
-        # Without the value: it is, or was meant to be, a secret.
+        # The message leaves the value out: it may be a secret.
         raise GuardedFileError(f"{printable(path)}: secret-key is no key of 40 characters in Z85") from None
     if found.get("public", public) != public:
         raise GuardedFileError(f"{printable(path)}: public-key and secret-key are no pair")
@@ -154,7 +154,7 @@ def _read(path: Path, what: str, *, forbidden: int, limit: int) -> str:
 
 
 def _why_not(path: Path, error: PermissionError, forbidden: int) -> str:
-    """Whose a file is that this process may not read, and what to do about it."""
+    """Says who owns a file that this process may not read, and what to do about it."""
     user = user_name(os.geteuid())
     try:
         status = path.stat()

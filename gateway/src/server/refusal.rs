@@ -1,4 +1,4 @@
-//! The answers to what is no request: hyper answers it with a status alone, and this adds the body of an error.
+//! Answers to bytes that are no request of HTTP. hyper answers them with a status alone; this adds the body of an error.
 //!
 //! hyper has no place where these answers could be changed, so they are changed where they are written. HTTP/2 has no
 //! such answers: there, such a client gets a status or its stream is reset.
@@ -17,7 +17,7 @@ use crate::http::error_body;
 /// What hyper's answer has instead of a body.
 const NO_BODY: &str = "content-length: 0\r\n";
 
-/// A socket whose answers to what is no request have a body.
+/// A socket that adds a body to hyper's answers to bytes that are no request.
 pub struct WithRefusals<S> {
     stream: S,
     activity: Arc<Activity>,
@@ -33,7 +33,7 @@ impl<S> WithRefusals<S> {
         Self { stream, activity, max_header_bytes, answered: 0, rest: Bytes::new() }
     }
 
-    /// Returns what to write instead of an answer that is none to a request.
+    /// Returns what to write instead of an answer that belongs to no request.
     fn replacement(&self, written: &[u8]) -> Option<Bytes> {
         if !written.starts_with(b"HTTP/1.1 4") || self.activity.requests_if_none_is_open() != Some(self.answered) {
             return None;

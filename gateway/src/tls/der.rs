@@ -12,7 +12,7 @@ pub fn next<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
     let (&[tag, length], rest) = input.split_first_chunk::<2>()?;
     let (length, rest) = match length {
         0..=0x7f => (usize::from(length), rest),
-        // So many bytes that are the length.
+        // The length itself takes this many bytes.
         0x81 => (usize::from(*rest.first()?), &rest[1..]),
         0x82 => {
             let (bytes, rest) = rest.split_first_chunk::<2>()?;

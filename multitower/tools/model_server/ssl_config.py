@@ -76,7 +76,7 @@ class SslConfig:
             if value not in ("true", "t", "1", "false", "f", "0"):
                 raise self._wrong(f"{field.name} must be true or false", field.line)
             return "true" if value in ("true", "t", "1") else ""
-        # Without the value: it is, or was meant to be, a secret.
+        # The message leaves the value out: it may be a secret.
         if not isinstance(field.value, str) or isinstance(field.value, Word):
             raise self._wrong(f"{field.name} must be a string in quotes", field.line)
         return field.value
