@@ -24,6 +24,7 @@ from multitower.supervisor.loop.runtime_dir import (
 )
 from multitower.supervisor.routing.binding import IPC, SOCKET_MODE
 from multitower.temporary_folder import NoTemporaryFolderError
+from multitower.tools.doctor.disk_space import ADVICE, no_inodes
 from multitower.tools.doctor.findings import Finding, Level
 
 SECTION: Final = "endpoints"
@@ -66,6 +67,8 @@ def _ipc_finding(endpoint: str, name: str, taken: Callable[[str], Finding]) -> F
     closed = path.exists() and not os.access(path, os.W_OK)
     if closed or _is_locked(path.with_name(path.name + ".lock")) or is_listened_to(path):
         return taken(name)
+    if (cause := no_inodes(folder)) is not None:
+        return Finding(SECTION, Level.PROBLEM, f"{name}: no socket can be made in {folder}: {cause}", ADVICE)
     length = len(os.fsencode(path))
     text = f"{name} is free ({length} of {MAX_IPC_PATH} bytes of path); {_who_can_connect(folder)}"
     return Finding(SECTION, Level.OK, text)
@@ -199,6 +202,9 @@ def _runtime_dir_finding(configured: Path | None) -> Finding:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         text = f"the workers' sockets: no folder can be created in {parent}"
         return Finding(SECTION, Level.PROBLEM, text, "set runtime_dir to a folder of the daemon's user")
+    if (cause := no_inodes(parent)) is not None:
+        text = f"the workers' sockets: no folder can be created in {parent}: {cause}"
+        return Finding(SECTION, Level.PROBLEM, text, ADVICE)
     if length > MAX_IPC_PATH:
         text = f"the workers' sockets in {folder} would have paths of {length} bytes; the limit is {MAX_IPC_PATH}"
         return Finding(SECTION, Level.PROBLEM, text, "set runtime_dir to a shorter path")
@@ -217,6 +223,8 @@ def _existing_folder_finding(folder: Path) -> Finding:
     if _is_locked(folder / LOCK_NAME):
         advice = "a second daemon needs another runtime_dir"
         return Finding(SECTION, Level.WARNING, f"{text} is in use by a running daemon", advice)
+    if (cause := no_inodes(folder)) is not None:
+        return Finding(SECTION, Level.PROBLEM, f"{text} cannot hold them: {cause}", ADVICE)
     length = len(os.fsencode(folder / LONGEST_NAME))
     if length > MAX_IPC_PATH:
         text = f"{text}: paths would have {length} bytes; the limit is {MAX_IPC_PATH}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from multitower.supervisor.config.config import Config
+from multitower.tools.doctor.disk_space import ADVICE, no_inodes, no_room
 from multitower.tools.doctor.findings import Finding, Level
 
 SECTION: Final = "request log"
@@ -28,7 +29,10 @@ def findings(config: Config) -> Iterator[Finding]:
         problem = "its folder cannot be written, so that it cannot be renamed when it is full"
     elif path.exists() and not os.access(path, os.W_OK):
         problem = "it cannot be written"
-    if problem is None:
+    full = no_room(path.parent) or no_inodes(path.parent)
+    if problem is None and full is not None:
+        yield Finding(SECTION, Level.WARNING, f"{path}: {full}; requests are served, and not logged", ADVICE)
+    elif problem is None:
         yield Finding(SECTION, Level.OK, f"{path}: can be written")
     else:
         advice = "correct `request_log.path`, or its permissions; requests are served, and not logged"

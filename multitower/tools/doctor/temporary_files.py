@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from multitower.temporary_folder import ADVICE, NoTemporaryFolderError, configured_folders, temporary_folder
+from multitower.tools.doctor import disk_space
+from multitower.tools.doctor.disk_space import no_inodes, no_room
 from multitower.tools.doctor.findings import Finding, Level
 from multitower.tools.doctor.limits import LIMITS
 
@@ -35,8 +37,12 @@ def finding(*, needed: bool) -> Finding:
         return Finding(LIMITS, level, f"{error.cause}: {consequence}", ADVICE)
     configured = configured_folders()
     if configured and not _is_same(configured[0].partition("=")[2], folder):
-        text = f"{configured[0]} cannot be written: temporary files go to {folder} instead"
-        return Finding(LIMITS, Level.WARNING, text, "make it a folder that the daemon's user can write, or unset it")
+        path = Path(configured[0].partition("=")[2])
+        full = no_room(path) or no_inodes(path)
+        advice = disk_space.ADVICE if full else "make it a folder that the daemon's user can write, or unset it"
+        cause = f" ({full})" if full else ""
+        text = f"{configured[0]} cannot be written{cause}: temporary files go to {folder} instead"
+        return Finding(LIMITS, Level.WARNING, text, advice)
     if not configured and _is_same(os.curdir, folder):
         text = f"neither /tmp nor /var/tmp can be written: temporary files go to the current folder, {folder}"
         return Finding(LIMITS, Level.WARNING, text, ADVICE)
