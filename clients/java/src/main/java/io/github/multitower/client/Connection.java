@@ -110,7 +110,7 @@ final class Connection {
         }
     }
 
-    /** Drops a call that nobody waits for: a call that was not sent yet never is; else the daemon is told. */
+    /** Drops a call that nobody waits for. If it was sent, the daemon is told; if not, it is not sent any more. */
     void cancel(Call<?> call) {
         cancelled.add(call);
         link.wake();

@@ -99,9 +99,9 @@ public interface InferenceClient extends AutoCloseable {
     }
 
     /**
-     * Starts what {@link #infer(InferRequest)} does. It does not wait for the outcome, and for nothing else unless the
-     * client was built to wait for room. It throws nothing but {@link NullPointerException}: whatever goes wrong is the
-     * outcome of the future, also that the request cannot be sent.
+     * Starts what {@link #infer(InferRequest)} does, and does not wait for the outcome. It may wait for room only if the
+     * client was built to do so. It throws nothing but {@link NullPointerException}: every other error is the outcome of
+     * the future, also if the request cannot be sent.
      *
      * <p>Completing the future before its outcome is there, as {@link CompletableFuture#cancel} does, cancels the
      * request: the daemon is told, and does not run it if it has not begun. Actions that depend on the future without

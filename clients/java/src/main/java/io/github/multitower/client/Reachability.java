@@ -194,7 +194,7 @@ final class Reachability {
         if (wanted && ms > 0) {
             try {
                 wait(ms);
-            } catch (InterruptedException nobodyKnowsThisThread) {
+            } catch (InterruptedException unexpected) {
                 wanted = false;
             }
         }
