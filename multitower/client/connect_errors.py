@@ -30,7 +30,7 @@ _BUSY: Final = (
     "another program listens there, or the daemon is stopped, or it accepts no more connections (max_connections)"
 )
 _FIREWALL: Final = "check the address, and whether a firewall drops the packets"
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Errors of making a socket or connecting it that concern this process or machine, not the endpoint."""
 
 _OVERFLOW_GID: Final = 65534
@@ -92,7 +92,13 @@ def listens(endpoint: str) -> Finding:
     return Finding(ConnectError.TIMED_OUT, message)
 
 
-def _no_socket(endpoint: str, error: OSError) -> Finding:
+def no_socket(endpoint: str, error: OSError) -> Finding:
+    """What is known where this process, or its machine, has no room for a socket.
+
+    Args:
+        endpoint: the daemon's.
+        error: one whose number is in `EXHAUSTED`.
+    """
     message = (
         f"no connection to {endpoint}: this process cannot open a socket: {error.strerror or error}; check its limit "
         "of open files (ulimit -n), and free memory"
@@ -131,8 +137,8 @@ def _examine_path(endpoint: str) -> Finding:
 def _refused_path(endpoint: str, name: str, error: OSError) -> Finding:
     if error.errno == errno.EAGAIN:  # the queue of connections that wait to be accepted is full
         return no_answer(endpoint)
-    if error.errno in _EXHAUSTED:
-        return _no_socket(endpoint, error)
+    if error.errno in EXHAUSTED:
+        return no_socket(endpoint, error)
     nobody = f"no daemon listens at {endpoint}"
     if name.startswith("@"):
         return Finding(ConnectError.CONNECTION_REFUSED, f"{nobody}; {_IS_IT_RUNNING}")
@@ -223,8 +229,8 @@ def _examine_host(endpoint: str, timeout_s: float) -> Finding:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        if isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno in _EXHAUSTED:
-            return _no_socket(endpoint, error)
+        if isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno in EXHAUSTED:
+            return no_socket(endpoint, error)
         cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
         message = f"the name of the host in {endpoint} cannot be resolved: {cause}; check its spelling, and DNS"
         return Finding(ConnectError.NAME_NOT_RESOLVED, message)
@@ -243,8 +249,8 @@ def _examine_host(endpoint: str, timeout_s: float) -> Finding:
     if failure is None or isinstance(failure, TimeoutError):
         message = f"no connection to {endpoint}: the host does not answer; {_FIREWALL}; {_IS_IT_RUNNING}"
         return Finding(ConnectError.TIMED_OUT, message)
-    if failure.errno in _EXHAUSTED:
-        return _no_socket(endpoint, failure)
+    if failure.errno in EXHAUSTED:
+        return no_socket(endpoint, failure)
     if failure.errno == errno.ECONNREFUSED:
         message = f"no daemon listens at {endpoint}: the connection is refused; {_IS_IT_RUNNING}"
         return Finding(ConnectError.CONNECTION_REFUSED, message)

@@ -23,6 +23,7 @@ import zmq
 
 from multitower import liveness, wire
 from multitower.client.codec import error_of, read_header
+from multitower.client.connect_errors import no_socket
 from multitower.client.credentials import Credentials
 from multitower.client.dealer_socket import HANDSHAKE_FAILED
 from multitower.client.direct import DirectPath
@@ -61,6 +62,7 @@ class Connection:
 
     Raises:
         InvalidEndpoint: the endpoint is malformed.
+        Unavailable: `not_listening`: this process can open no socket (`no_socket`).
         RuntimeError: gevent or eventlet have patched threads or `select`.
     """
 
@@ -74,8 +76,15 @@ class Connection:
         check_primitives()
         self.endpoint = endpoint
         self._pid = os.getpid()
-        self._transport = Transport(endpoint, peer_timeout, credentials)
-        self._direct = DirectPath(self._transport)
+        try:
+            self._transport = Transport(endpoint, peer_timeout, credentials)
+            try:
+                self._direct = DirectPath(self._transport)
+            except OSError:
+                self._transport.close()
+                raise
+        except OSError as error:
+            raise no_socket(endpoint, error).to_error() from None
         self._retries = Retries(retries)
         self._cancelled: deque[Call] = deque()
         self._shared_memory_from = _NEVER  # when the daemon accepts shared memory, monotonic seconds

@@ -17,6 +17,7 @@ from zmq.utils.monitor import recv_monitor_message
 from multitower import frames, liveness
 from multitower.addresses import ENDPOINT_FORMS
 from multitower.client.address_family import AddressFamily
+from multitower.client.connect_errors import EXHAUSTED
 from multitower.client.credentials import Credentials
 from multitower.errors import ConnectError, InvalidEndpoint
 
@@ -66,6 +67,7 @@ class DealerSocket:
 
     Raises:
         InvalidEndpoint: libzmq refuses the endpoint.
+        OSError: this process has no room for a socket; its number is in `EXHAUSTED`.
     """
 
     def __init__(self, endpoint: str, peer_timeout_s: float, credentials: Credentials | None = None) -> None:
@@ -76,7 +78,6 @@ class DealerSocket:
         self._wait_ms = RECONNECT_MS
         self._family = AddressFamily(endpoint)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         options = {
             zmq.LINGER: 0,
             zmq.IMMEDIATE: 1,  # queue nothing while no daemon is connected
@@ -99,22 +100,28 @@ class DealerSocket:
                 zmq.CURVE_SERVERKEY: credentials.server.encode(),
             }
         try:
+            self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
             for option, value in options.items():
                 self._socket.set(option, value)
             for option, key in keys.items():
                 self._socket.set(option, key)
             self._monitor = self._socket.get_monitor_socket(_MONITORED_EVENTS)
             self._socket.connect(endpoint)
+            # Only Linux has it.
+            self._epoll = select.epoll() if hasattr(select, "epoll") else None
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)  # with the monitor's sockets
-            # Its form was checked; libzmq may know better.
             cause = zmq.strerror(error.errno or 0)
+            if error.errno in EXHAUSTED:
+                raise OSError(error.errno, cause) from None
+            # Its form was checked; libzmq may know better.
             message = f"{endpoint!r} is not an endpoint: {cause}; an endpoint is {ENDPOINT_FORMS}"
             raise InvalidEndpoint(message) from None
+        except OSError:
+            self._context.destroy(linger=0)
+            raise
         self.descriptors = (self._monitor.fileno(),)
         self.descriptor = self._socket.fileno()
-        # Only Linux has it.
-        self._epoll = select.epoll() if hasattr(select, "epoll") else None
         self.can_divert = self._epoll is not None
         if self._epoll is not None:
             self._epoll.register(self.descriptor, select.EPOLLIN)

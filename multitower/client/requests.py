@@ -75,6 +75,7 @@ class Requests:
 
     Raises:
         InvalidEndpoint: the endpoint is malformed.
+        Unavailable: `not_listening`: this process can open no socket (`no_socket` in the details).
         InvalidKey: a key cannot be used.
         ValueError: a time or a number that is too small.
         TypeError: a time that is neither a number nor a timedelta.

@@ -78,6 +78,7 @@ class Client:
 
     Raises:
         InvalidEndpoint: the endpoint is malformed.
+        Unavailable: `not_listening`: this process can open no socket (`no_socket` in the details).
         InvalidKey: a key cannot be used, or only one of the two is given.
         ValueError: a time or a number that is too small.
         TypeError: a time that is neither a number nor a timedelta.

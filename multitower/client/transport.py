@@ -183,6 +183,7 @@ class Transport:
 
     Raises:
         InvalidEndpoint: the endpoint is malformed.
+        OSError: this process has no room for a socket or a pipe.
     """
 
     def __init__(
@@ -205,7 +206,11 @@ class Transport:
         self.ended = False
         self._serial = 0
         self.socket = _open_socket(endpoint, peer_timeout_s, credentials)
-        self.waker = Waker()
+        try:
+            self.waker = Waker()
+        except OSError:
+            self.socket.close()
+            raise
         public = None if credentials is None else credentials.public
         self.probe = Probe(
             endpoint, by_name=AddressFamily(endpoint).by_name, public_key=public, examined=self.waker.wake

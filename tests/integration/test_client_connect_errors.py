@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -14,11 +16,14 @@ from pathlib import Path
 
 import pytest
 import without_privileges
+import zmq
+from descriptors import leaving_no_descriptor
 from fake_daemon import FakeDaemon
 
 from multitower import AsyncClient, Client, ConnectError, Unavailable
 from multitower.account_names import group_name, user_name
 from multitower.client import connect_errors
+from multitower.errors import CONNECT_ERROR
 
 WAIT_S = 60.0
 CONNECT_S = 2.0
@@ -313,6 +318,30 @@ def test_a_process_without_file_descriptors_is_told_so(
     found = connect_errors.examine(endpoint, 1.0)
     assert found.kind == ConnectError.NO_SOCKET
     assert f"this process cannot open a socket: {os.strerror(number)}; check its limit of open files" in found.message
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "where"),
+    [
+        *itertools.product(("ipc:///run/nowhere.sock", "tcp://127.0.0.1:1"), ("epoll", "pipe", "eventfd")),
+        ("tcp://127.0.0.1:1", "connect"),
+        ("tcp://127.0.0.1:1", "get_monitor_socket"),
+    ],
+)
+def test_a_client_that_cannot_be_made_says_so_and_leaves_no_descriptor(
+    where: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        number = errno.EMFILE
+        raise zmq.ZMQError(number) if owner is zmq.Socket else OSError(number, os.strerror(number))
+
+    owner = {"epoll": select, "pipe": os, "eventfd": os}.get(where, zmq.Socket)
+    with leaving_no_descriptor(), monkeypatch.context() as patch:
+        patch.setattr(owner, where, fail)
+        with pytest.raises(Unavailable) as raised:
+            Client(endpoint)
+    assert raised.value.details == {CONNECT_ERROR: "no_socket"}
+    assert "cannot open a socket: Too many open files; check its limit of open files" in str(raised.value)
 
 
 @pytest.mark.parametrize("gid", [0, 65534], ids=["root's group", "a group without a name in a container"])
