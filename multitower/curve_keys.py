@@ -151,6 +151,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
     except (OSError, ValueError) as error:
         if isinstance(error, KeyProblemError):
             raise
+        if isinstance(error, FileNotFoundError) and is_key(shown):
+            raise KeyProblemError(
+                "there is no file of the given name, which is not shown: it may be a key itself; name the file that "
+                "holds it"
+            ) from None
         cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise KeyProblemError(f"cannot read the key {shown}: {cause}") from None
     if len(data) > _MAX_BYTES:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import PlainValidator, PrivateAttr, ValidationInfo, WithJsonSchema, field_validator
 
+from multitower.curve_keys import is_key
+
 from ..loop.bounded_call import call_within
 from .principals import read_principals
 from .secret_files import GuardedFileError, read_curve_keys, read_list, read_secret
@@ -42,6 +44,10 @@ def _answered(path: Path, read: Callable[[], T]) -> T:
 
 def _curve_secret(value: object, info: ValidationInfo) -> Path:
     path = _path(value, info)
+    if is_key(str(value)) and not _answered(path, path.exists):
+        raise ValueError(
+            "must be the path of a file; there is none of this name, which is not shown: it may be a secret key itself"
+        )
     context_of(info).curve_public_key = _answered(path, partial(read_curve_keys, path)).public
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def test_a_secret_key_that_others_may_use_is_refused(mode: int, tmp_path: Path) 
     with pytest.raises(KeyProblemError, match="chmod 600") as error:
         read_secret_file(path)
     assert PAIR.secret not in str(error.value)
+
+
+@pytest.mark.parametrize("read", [read_secret_file, read_public_file])
+def test_a_key_in_place_of_its_file_is_not_repeated(
+    read: Callable[[str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyProblemError, match="it may be a key itself") as raised:
+        read(PAIR.secret)
+    assert PAIR.secret not in str(raised.value)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")

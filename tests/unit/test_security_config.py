@@ -62,6 +62,13 @@ def test_the_section_names_keys_and_principals(folder: Path) -> None:
     assert config.principals.by_name["one"].roles == {Role.INFER}
 
 
+def test_a_secret_key_in_place_of_its_file_is_not_repeated() -> None:
+    secret = make_keys().secret
+    message = refused(f"security: {{curve: {{secret_key: '{secret}'}}, principals: principals.yaml}}")
+    assert "x.yaml:2:32: security.curve.secret_key: must be the path of a file" in message
+    assert secret not in message
+
+
 def test_a_daemon_that_runs_cannot_take_another_key_from_the_same_file(folder: Path) -> None:
     before = read(SECURITY)
     (folder / "server.key_secret").chmod(0o400)
