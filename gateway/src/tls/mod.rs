@@ -258,11 +258,16 @@ impl Tls {
 fn cause_of(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
-            // The type is webpki's, which is no dependency of its own.
-            if format!("{other:?}").contains("CaUsedAsEndEntity") {
-                return "the client's certificate is that of an authority, not of a client".to_owned();
-            }
-            format!("the client's certificate cannot be used: {other}")
+            let text = match other.0.downcast_ref::<webpki::Error>() {
+                Some(webpki::Error::CaUsedAsEndEntity) => {
+                    "the client's certificate is that of an authority, not of a client"
+                }
+                Some(webpki::Error::UnsupportedCertVersion) => {
+                    "the client's certificate has not version 3 of X.509: make one that has an extension"
+                }
+                _ => return format!("the client's certificate cannot be used: {other}"),
+            };
+            text.to_owned()
         }
         _ => error.to_string(),
     }
