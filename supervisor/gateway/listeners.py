@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import zmq
 
-from multitower.addresses import literal_version
 from multitower.durations import exact_duration
 
 from ..config.gateway import GatewayConfig, address_of, endpoint_of
@@ -27,7 +26,8 @@ from ..loop.log import event
 from ..loop.runtime_dir import HeldError, NotBindableYetError
 from ..loop.socket_path import SocketPath
 from ..routing.binding import IPC, bind, listen_on_path, listening_error, take_path
-from ..routing.endpoints import FIRST_RETRY_S, MAX_RETRY_S, RESOLVE_S, TOUCH_S, find_addresses
+from ..routing.endpoints import FIRST_RETRY_S, MAX_RETRY_S, TOUCH_S
+from ..routing.name_resolution import RESOLVE_S, find_addresses, has_name
 from ..routing.tcp_listener import take_listening_socket
 
 log = logging.getLogger("multitower.daemon")
@@ -196,7 +196,7 @@ class GatewayListeners:
 
     def _resolve_at_start(self) -> Mapping[str, str | OSError]:
         """Resolves the names in addresses; waits for at most `RESOLVE_S`."""
-        named = [address for address in self._config.addresses if _has_name(address)]
+        named = [address for address in self._config.addresses if has_name(endpoint_of(address))]
         if not named:
             return {}
         try:
@@ -331,12 +331,6 @@ class GatewayListeners:
         for listener in self._bound.values():
             listener.close()
         self._bound.clear()
-
-
-def _has_name(address: str) -> bool:
-    """Whether the host of an address has to be resolved."""
-    endpoint = endpoint_of(address)
-    return not (endpoint.startswith((IPC, "tcp://*:")) or literal_version(endpoint) is not None)
 
 
 def _resolve(addresses: Sequence[str]) -> dict[str, str | OSError]:

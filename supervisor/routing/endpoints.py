@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import socket
-import threading
 import time
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -22,7 +20,6 @@ from typing import Final
 import zmq
 
 from multitower import wire
-from multitower.addresses import literal_version
 from multitower.durations import exact_duration
 from multitower.message_stream import BUFFER_BYTES
 
@@ -37,6 +34,7 @@ from ..security.zap import ZapHandler
 from .binding import IPC
 from .connections import Connections
 from .front_socket import FrontSocket
+from .name_resolution import RESOLVE_S, find_addresses, find_unresolved
 from .router_front import RouterFront
 from .stream_front import StreamFront
 from .tcp_listener import TcpListener
@@ -67,9 +65,6 @@ KEEP_S: Final = 0.25
 
 FIRST_RETRY_S: Final = 0.5
 """Seconds until an endpoint that could not be bound is tried again; doubled each time."""
-
-RESOLVE_S: Final = 1.0
-"""Seconds that the start waits for the names in endpoints; those that take longer are resolved while it serves."""
 
 MAX_RETRY_S: Final = 10.0
 """Seconds from one try to the next at most."""
@@ -178,7 +173,7 @@ class Endpoints:
 
     def _open_listed(self, stack: contextlib.ExitStack) -> None:
         """Binds the endpoints of `listen`, or waits for them."""
-        unresolved = set() if self._background is None else _find_unresolved(self._listen)
+        unresolved = set() if self._background is None else find_unresolved(self._listen)
         for endpoint in self._listen:
             if endpoint in unresolved:
                 cause = f"its name was not resolved within {exact_duration(RESOLVE_S)}; does DNS answer?"
@@ -344,72 +339,6 @@ class Endpoints:
 def problem_kind(name: str) -> str:
     """What a key of `Endpoints.problems` names: an endpoint or the runtime folder."""
     return ENDPOINT if "://" in name else RUNTIME_DIR
-
-
-def _find_unresolved(endpoints: Sequence[str]) -> set[str]:
-    """Returns the endpoints whose names the system needs more than `RESOLVE_S` to look up, all at the same time.
-
-    A name that does not exist is not among them: its lookup has ended.
-    """
-    threads: dict[str, threading.Thread] = {}
-    interfaces = _interfaces()
-    for endpoint in endpoints:
-        if _has_name(endpoint, interfaces):
-            thread = threading.Thread(target=_look_up, args=(endpoint,), name="resolving a name", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no thread can be started: the name is resolved when it is bound
-                thread.start()
-                threads[endpoint] = thread
-    until = time.monotonic() + RESOLVE_S
-    for thread in threads.values():
-        thread.join(max(0.0, until - time.monotonic()))
-    return {endpoint for endpoint, thread in threads.items() if thread.is_alive()}
-
-
-def _interfaces() -> set[str]:
-    return {name for _, name in socket.if_nameindex()}
-
-
-def _host(endpoint: str) -> str:
-    return endpoint.removeprefix("tcp://").rpartition(":")[0]
-
-
-def _has_name(endpoint: str, interfaces: Container[str]) -> bool:
-    """Whether the host of an endpoint has to be resolved: it is neither an address nor a network interface."""
-    host = _host(endpoint)
-    return not (endpoint.startswith(IPC) or host == "*" or host in interfaces or literal_version(endpoint) is not None)
-
-
-def _look_up(endpoint: str) -> None:
-    """Looks up the name in an endpoint; what comes of it is seen when the endpoint is bound."""
-    with contextlib.suppress(OSError, UnicodeError):
-        socket.getaddrinfo(_host(endpoint), None, type=socket.SOCK_STREAM)
-
-
-def find_addresses(endpoints: Sequence[str]) -> dict[str, str | OSError]:
-    """Resolves the names in endpoints, which may block.
-
-    Returns:
-        By endpoint, an endpoint with an address, or why the name cannot be resolved. Endpoints without a name, and
-        those with the name of a network interface, stay as they are.
-    """
-    found: dict[str, str | OSError] = {}
-    interfaces = _interfaces()
-    for endpoint in endpoints:
-        host, port = _host(endpoint), endpoint.rpartition(":")[2]
-        if not _has_name(endpoint, interfaces):
-            found[endpoint] = endpoint
-            continue
-        try:
-            addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:  # UnicodeError: no name of the DNS can be so, as with an empty label
-            cause = error.strerror if isinstance(error, OSError) else error
-            found[endpoint] = OSError(f"the name {host} cannot be resolved: {cause}")
-            continue
-        # IPv4 first, as where the name can be resolved at once.
-        family, _, _, _, address = min(addresses, key=lambda entry: entry[0] == socket.AF_INET6)
-        literal = f"[{address[0]}]" if family == socket.AF_INET6 else str(address[0])
-        found[endpoint] = f"tcp://{literal}:{port}"
-    return found
 
 
 def _ignore(_: FrontSocket) -> None:

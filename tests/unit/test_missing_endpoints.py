@@ -18,8 +18,7 @@ from endpoint_scene import bind
 
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.runtime_dir import HeldError
-from multitower.supervisor.routing import acceptor, tcp_listener
-from multitower.supervisor.routing import endpoints as endpoints_module
+from multitower.supervisor.routing import acceptor, name_resolution, tcp_listener
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.endpoints import Endpoints
 from multitower.supervisor.routing.front_socket import FrontSocket
@@ -137,7 +136,7 @@ def test_all_names_are_looked_up_at_the_same_time(short_folder: Path, monkeypatc
         raise OSError("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(endpoints_module, "RESOLVE_S", 2 * WAIT_MS / 1000)
+    monkeypatch.setattr(name_resolution, "RESOLVE_S", 2 * WAIT_MS / 1000)
     listen = [f"tcp://{name}.example:*" for name in ("a", "b", "c")]
     with closing(BackgroundJobs()) as background, closing(waiting(listen, short_folder, background)) as endpoints:
         assert list(endpoints.missing) == listen
