@@ -12,7 +12,6 @@ import logging
 import socket
 from collections.abc import Mapping, Sequence
 from math import inf
-from time import monotonic
 from typing import Any, Final
 
 import zmq
@@ -25,8 +24,9 @@ from ..loop.bounded_call import call_within
 from ..loop.log import event
 from ..loop.runtime_dir import HeldError, NotBindableYetError
 from ..loop.socket_path import SocketPath
+from ..routing.awaited_addresses import AwaitedAddresses
 from ..routing.binding import IPC, bind, listen_on_path, listening_error, take_path
-from ..routing.endpoints import FIRST_RETRY_S, MAX_RETRY_S, TOUCH_S
+from ..routing.endpoints import TOUCH_S
 from ..routing.name_resolution import RESOLVE_S, find_addresses, has_name
 from ..routing.tcp_listener import take_listening_socket
 
@@ -38,6 +38,8 @@ BACKLOG: Final = 1024
 
 _HTTP_SETTING: Final = "gateway.http (model-server: --rest_api_port)"
 _GRPC_SETTING: Final = "gateway.grpc (model-server: --port)"
+
+_WAITING: Final = "waiting for an address of the gateway"
 
 
 class GatewayListener:
@@ -158,7 +160,6 @@ class GatewayListeners:
         background: resolves the names in addresses that are waited for; None if all must be bound at once.
 
     Attributes:
-        missing: why an address could not be bound yet, or not again, by address.
         changes: how often a socket has been bound since the start.
 
     Raises:
@@ -173,14 +174,13 @@ class GatewayListeners:
         config: GatewayConfig,
         background: BackgroundJobs | None,
     ) -> None:
-        self.missing: dict[str, str] = {}
         self.changes = 0
+        self._may_wait = background is not None
         self._context = context
         self._config = config
-        self._background = background
         self._bound: dict[str, GatewayListener] = {}
-        self._retry_at = inf
-        self._retry_s = FIRST_RETRY_S
+        self._awaited = AwaitedAddresses(background, _WAITING, "address", endpoint_of)
+        self._lost: dict[str, str] = {}  # why an address cannot be bound again
         self._touch_at = -inf
         self._refusing = False
         self._closed = False
@@ -191,8 +191,6 @@ class GatewayListeners:
         except BaseException:
             self.close()
             raise
-        if self.missing:
-            self._retry_at = -inf
 
     def _resolve_at_start(self) -> Mapping[str, str | OSError]:
         """Resolves the names in addresses; waits for at most `RESOLVE_S`."""
@@ -213,19 +211,19 @@ class GatewayListeners:
                 raise NotBindableYetError(f"cannot listen on {address}: {endpoint}")
             self._bound[address] = self._listen(address, endpoint)
         except NotBindableYetError as error:
-            if self._background is None:
+            if not self._may_wait:
                 raise
-            self._wait_for(address, str(error))
+            self._awaited.add(address, str(error))
 
     def _listen(self, address: str, endpoint: str) -> GatewayListener:
         # Of one address for both, one of the two has to change.
         setting = _HTTP_SETTING if address in self._config.http else _GRPC_SETTING
         return GatewayListener(self._context, address, endpoint, setting)
 
-    def _wait_for(self, address: str, cause: str) -> None:
-        if self.missing.get(address) != cause:
-            event(log, logging.WARNING, "waiting for an address of the gateway", address=address, cause=cause)
-        self.missing[address] = cause
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Why addresses could not be bound yet, or not again, by address."""
+        return {**self._awaited.causes, **self._lost}
 
     @property
     def complete(self) -> bool:
@@ -286,10 +284,7 @@ class GatewayListeners:
             self._touch_at = now + TOUCH_S
             for listener in self._bound.values():
                 listener.touch()
-        if now >= self._retry_at and self._background is not None:
-            self._retry_at = inf  # until the thread has ended
-            unbound = [address for address in self.missing if address not in self._bound]
-            self._background.run(functools.partial(_resolve, unbound), self._bind_missing)
+        self._awaited.retry(now, self._bind_later)
 
     def _restore(self) -> None:
         for address, listener in self._bound.items():
@@ -300,30 +295,21 @@ class GatewayListeners:
                     if not refusing:
                         message = "the socket of the gateway was removed: it is bound again"
                         event(log, logging.WARNING, message, path=address)
-                self.missing.pop(address, None)
+                self._lost.pop(address, None)
             except (HeldError, OSError) as error:
                 before = "" if refusing else "its path was removed, and "
-                self._wait_for(address, f"{before}it cannot be bound again: {error}")
+                cause = f"{before}it cannot be bound again: {error}"
+                if self._lost.get(address) != cause:
+                    event(log, logging.WARNING, _WAITING, address=address, cause=cause)
+                self._lost[address] = cause
 
-    def _bind_missing(self, resolved: Mapping[str, str | OSError] | Exception) -> None:
+    def _bind_later(self, address: str, endpoint: str) -> None:
         if self._closed:
             return
-        for address in [address for address in self.missing if address not in self._bound]:
-            try:
-                endpoint = resolved if isinstance(resolved, Exception) else resolved[address]
-                if isinstance(endpoint, Exception):
-                    raise OSError(f"cannot listen on {address}: {endpoint}")
-                listener = self._bound[address] = self._listen(address, endpoint)
-            except (HeldError, OSError) as error:
-                self._wait_for(address, str(error))
-            else:
-                del self.missing[address]
-                self.changes += 1
-                if self._refusing:
-                    listener.refuse()
-        unbound = self.missing.keys() - self._bound.keys()
-        self._retry_at = monotonic() + self._retry_s if unbound else inf
-        self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
+        listener = self._bound[address] = self._listen(address, endpoint)
+        self.changes += 1
+        if self._refusing:
+            listener.refuse()
 
     def close(self) -> None:
         """Stops listening: clients that connect, or wait to be accepted, are refused. No-op if it has been called."""

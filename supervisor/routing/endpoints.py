@@ -1,6 +1,6 @@
 """What the daemon takes of the system: its runtime folder and its bound sockets, which it also keeps.
 
-An endpoint whose address, name or folder is not there yet is bound later: `Endpoints.retry` tries again.
+An endpoint whose address, name or folder is not there yet is bound later (`awaited_addresses.py`).
 
 Somebody may remove the folder or a socket's path while the daemon runs: a program that removes old files, or a logout.
 Connections stay open then, but nobody can connect any more. `Endpoints.keep` makes again what was removed.
@@ -31,10 +31,11 @@ from ..security.access_control import AccessControl
 from ..security.authenticator import GATEWAY
 from ..security.entrance import ControlEntrance, CurveEntrance, GatewayEntrance, LocalEntrance
 from ..security.zap import ZapHandler
+from .awaited_addresses import AwaitedAddresses
 from .binding import IPC
 from .connections import Connections
 from .front_socket import FrontSocket
-from .name_resolution import RESOLVE_S, find_addresses, find_unresolved
+from .name_resolution import RESOLVE_S, find_unresolved
 from .router_front import RouterFront
 from .stream_front import StreamFront
 from .tcp_listener import TcpListener
@@ -62,12 +63,6 @@ CONTROL_LINGER_MS = 200
 
 KEEP_S: Final = 0.25
 """Seconds from one check of the paths to the next: less than a new process takes until it makes its socket."""
-
-FIRST_RETRY_S: Final = 0.5
-"""Seconds until an endpoint that could not be bound is tried again; doubled each time."""
-
-MAX_RETRY_S: Final = 10.0
-"""Seconds from one try to the next at most."""
 
 TOUCH_S: Final = 3600.0
 """Seconds from one update of the files' times to the next; programs that remove old files count in days."""
@@ -100,8 +95,6 @@ class Endpoints:
         gateway: the bound socket of the gateway's endpoint; None without a gateway.
         control_connections: accepts the clients of the control endpoint and of the gateway's.
         lost: why an endpoint or the runtime folder could not be made again, by endpoint or path.
-        missing: why an endpoint could not be bound yet, by endpoint.
-        retry_at: when `retry` must be called, in monotonic seconds.
         on_bound: called with the socket of an endpoint that is bound later. If it raises, the endpoint is closed, and
             tried again later.
 
@@ -127,12 +120,10 @@ class Endpoints:
     ) -> None:
         self.connections = connections
         self.lost: dict[str, str] = {}
-        self.missing: dict[str, str] = {}
-        self.retry_at = inf
         self.on_bound: Callable[[FrontSocket], None] = _ignore
         self.gateway_pids: Callable[[], Collection[int]] = tuple
-        self._retry_s = FIRST_RETRY_S
         self._background = background
+        self._awaited = AwaitedAddresses(background, "waiting for endpoint", "endpoint")
         self._listen = tuple(listen)
         self._bound_as: dict[str, FrontSocket] = {}
         with contextlib.ExitStack() as stack:
@@ -167,8 +158,6 @@ class Endpoints:
             self._open_listed(stack)
             self._open_private(stack, access, for_gateway=for_gateway)
             stack.pop_all()
-        if self.missing:
-            self.retry_at = -inf
         self._touch_at = -inf
 
     def _open_listed(self, stack: contextlib.ExitStack) -> None:
@@ -177,14 +166,14 @@ class Endpoints:
         for endpoint in self._listen:
             if endpoint in unresolved:
                 cause = f"its name was not resolved within {exact_duration(RESOLVE_S)}; does DNS answer?"
-                self._wait_for(endpoint, cause)
+                self._awaited.add(endpoint, cause)
                 continue
             try:
                 front = self._open(endpoint)
             except NotBindableYetError as error:
                 if self._background is None:
                     raise
-                self._wait_for(endpoint, str(error))
+                self._awaited.add(endpoint, str(error))
             else:
                 stack.callback(front.close)
                 self._bound_as[endpoint] = front
@@ -222,10 +211,15 @@ class Endpoints:
             raise OSError(f"cannot listen on {endpoint}: with security, an endpoint over tcp needs security.curve")
         return self._open_tcp(endpoint)
 
-    def _wait_for(self, endpoint: str, cause: str) -> None:
-        if self.missing.get(endpoint) != cause:
-            event(log, logging.WARNING, "waiting for endpoint", endpoint=endpoint, cause=cause)
-        self.missing[endpoint] = cause
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Why endpoints could not be bound yet, by endpoint."""
+        return self._awaited.causes
+
+    @property
+    def retry_at(self) -> float:
+        """When `retry` must be called, in monotonic seconds."""
+        return self._awaited.retry_at
 
     def retry(self, now: float) -> None:
         """Tries to bind the endpoints that are missing, if it is time to. Names are resolved in a thread.
@@ -233,39 +227,18 @@ class Endpoints:
         Args:
             now: monotonic seconds.
         """
-        if now < self.retry_at or self._background is None:
-            return
-        self.retry_at = inf  # until the thread has ended
-        self._background.run(functools.partial(find_addresses, tuple(self.missing)), self._bind_missing)
+        self._awaited.retry(now, self._bind_later)
 
-    def _bind_missing(self, found: Mapping[str, str | OSError] | Exception) -> None:
+    def _bind_later(self, endpoint: str, resolved: str) -> None:
+        front = self._bound_as[endpoint] = self._open(resolved)
         try:
-            self._bind_found(found)
-        finally:
-            self.retry_at = time.monotonic() + self._retry_s if self.missing else inf
-            self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
-
-    def _bind_found(self, found: Mapping[str, str | OSError] | Exception) -> None:
-        for endpoint in tuple(self.missing):
-            try:
-                address = found if isinstance(found, Exception) else found[endpoint]
-                if isinstance(address, Exception):
-                    raise OSError(f"cannot listen on {endpoint}: {address}")
-                front = self._open(address)
-            except (HeldError, OSError) as error:
-                self._wait_for(endpoint, str(error))
-                continue
-            self._bound_as[endpoint] = front
-            try:
-                self.on_bound(front)
-            except Exception as error:
-                # Nothing reads its requests: clients must not connect.
-                del self._bound_as[endpoint]
-                front.close()
-                self._wait_for(endpoint, f"requests at {endpoint} cannot be read: {error}")
-                raise
-            del self.missing[endpoint]
-            event(log, logging.INFO, "listening", endpoint=front.endpoint)
+            self.on_bound(front)
+        except Exception as error:
+            # Nothing reads its requests: clients must not connect.
+            del self._bound_as[endpoint]
+            front.close()
+            raise RuntimeError(f"requests at {endpoint} cannot be read: {error}") from error
+        event(log, logging.INFO, "listening", endpoint=front.endpoint)
 
     @property
     def _control_endpoint(self) -> str:
