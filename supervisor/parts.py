@@ -18,6 +18,7 @@ from multitower.exit_codes import Exit
 from .config.config import Config
 from .config.secret_files import CurveKeys, GuardedFileError, read_curve_keys
 from .config.source import may_pass
+from .config.units import printable
 from .config.value_syntax import ANSWER_S
 from .gateway.listeners import GatewayListeners
 from .gateway.program import ProgramError, check_program
@@ -318,10 +319,14 @@ def _spin_s(settings: Settings) -> float:
 
 
 def _read_curve_keys(config: Config) -> CurveKeys | None:
-    """Reads the daemon's keys again: the file may have changed since it was checked."""
+    """Reads the daemon's keys. A reload compares the file with what was read before: both must be the same."""
     if config.security is None or config.security.curve is None:
         return None
-    return read_curve_keys(config.security.curve.secret_key)
+    curve = config.security.curve
+    keys = read_curve_keys(curve.secret_key)
+    if keys.public != curve.public_key:
+        raise StartError(Exit.TEMPORARY, f"{printable(curve.secret_key)} got another key while the daemon started")
+    return keys
 
 
 @contextlib.contextmanager

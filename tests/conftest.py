@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from running import Running
 
-# `nohup` lets processes ignore the first one, and a script that runs a command in the background the second one, and so
-# do all processes that they start: tests send both to daemons and tools.
+# `nohup` lets processes ignore SIGHUP, and a script lets those in its background ignore SIGINT. All processes that they
+# start ignore them, too, but tests send both to daemons and tools.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

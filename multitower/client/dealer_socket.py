@@ -77,7 +77,10 @@ class DealerSocket:
         self._has_key = credentials is not None
         self._wait_ms = RECONNECT_MS
         self._family = AddressFamily(endpoint)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, zmq.strerror(error.errno or 0)) from None
         options = {
             zmq.LINGER: 0,
             zmq.IMMEDIATE: 1,  # queue nothing while no daemon is connected

@@ -42,9 +42,17 @@ def _answered(path: Path, read: Callable[[], T]) -> T:
         raise ValueError(f"{printable(path)} cannot be read: its file system gave {late}") from late
 
 
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
+
+
 def _curve_secret(value: object, info: ValidationInfo) -> Path:
     path = _path(value, info)
-    if is_key(str(value)) and not _answered(path, path.exists):
+    if is_key(str(value)) and _answered(path, partial(_is_missing, path)):
         raise ValueError(
             "must be the path of a file; there is none of this name, which is not shown: it may be a secret key itself"
         )
@@ -133,7 +141,8 @@ class CurveConfig(Section):
 
     def model_post_init(self, context: Any) -> None:
         """Keeps what was read with the configuration; pydantic calls it."""
-        self._public_key = context.curve_public_key
+        if context is not None:
+            self._public_key = context.curve_public_key
 
     @property
     def public_key(self) -> str:

@@ -97,7 +97,7 @@ class GatewayListener:
         return self._socket.fileno()
 
     def refuse(self) -> None:
-        """Refuses clients, also those that wait to be accepted, until `restore`; keeps the port or path."""
+        """Refuses clients, also those that wait to be accepted, until `restore`. The port or path stays bound."""
         self.refusing = True
         with contextlib.suppress(OSError):  # the socket listens no more
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -306,10 +306,8 @@ class GatewayListeners:
     def _bind_later(self, address: str, endpoint: str) -> None:
         if self._closed:
             return
-        listener = self._bound[address] = self._listen(address, endpoint)
+        self._bound[address] = self._listen(address, endpoint)
         self.changes += 1
-        if self._refusing:
-            listener.refuse()
 
     def close(self) -> None:
         """Stops listening: clients that connect, or wait to be accepted, are refused. No-op if it has been called."""

@@ -354,8 +354,8 @@ class Gateway:
             after = "the daemon serves without it; `multitower restart gateway` or `multitower reload` starts it again"
             cause = f"{cause}; {self._budget.policy}"
             self._note(logging.ERROR, f"{message} too often: it has failed", cause=cause, next=after, **fields)
-            self._enter(GatewayState.FAILED, now, cause)
             self._listeners.refuse()
+            self._enter(GatewayState.FAILED, now, cause)
             return
         self.restarts += 1
         after = "starting it again" if delay == 0 else f"starting it again in {exact_duration(round(delay, 1))}"

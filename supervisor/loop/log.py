@@ -230,8 +230,9 @@ class OutputHandler(logging.StreamHandler[TextIO]):
             self._failed += 1
         elif self._failed:
             # Not before the entry: a buffer would come to hold many of them, in place of entries.
-            failed, self._failed = self._failed, 0
-            super().emit(_notice("log could not be written: lines above may be missing", failed))
+            super().emit(_notice("log could not be written: lines above may be missing", self._failed))
+            if self._failures() == before:
+                self._failed = 0
 
     def _failures(self) -> int:
         return self.stream.failures if isinstance(self.stream, LossyStream) else 0

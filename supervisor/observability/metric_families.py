@@ -240,7 +240,7 @@ GATEWAY_SENT: Final = Metric(
     "multitower_gateway_sent_bytes_total", Kind.COUNTER, "Bytes that the gateway sent to clients."
 )
 GATEWAY_RESTARTS: Final = Metric(
-    "multitower_gateway_restarts_total", Kind.COUNTER, "How often the gateway was started again because it had died."
+    "multitower_gateway_restarts_total", Kind.COUNTER, "How often the gateway was started again."
 )
 GATEWAY_CERTIFICATE: Final = Metric(
     "multitower_gateway_certificate_not_after_seconds",

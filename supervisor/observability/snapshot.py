@@ -139,7 +139,7 @@ class Snapshot:
         loop_lag: how late timers of the event loop were.
         gpus: what NVML reports, by UUID.
         gateway: what the gateway has counted; None where none is configured.
-        gateway_restarts: how often it was started again because it had died.
+        gateway_restarts: how often it was started again because it had died, or could not be started.
         serving_slots: how many slots serve a version of a model, by these.
         spans_exported: spans of requests that a collector has taken.
         spans_dropped: spans that no collector has got.

@@ -24,6 +24,14 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+def held_port(stack: ExitStack) -> tuple[str, socket.socket]:
+    """An address that nobody else gets, and a socket that has it too: SO_REUSEADDR allows that until it listens."""
+    holder = stack.enter_context(socket.socket())
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{holder.getsockname()[1]}", holder
+
+
 def processes(program: Path) -> set[int]:
     """The pids of the processes of the stand-in."""
     found = look_at_each(psutil.Process().children(), psutil.Process.cmdline)
@@ -116,17 +124,17 @@ def test_only_an_order_starts_a_gateway_that_has_failed(stack: ExitStack, tmp_pa
 
 def test_clients_are_refused_while_the_gateway_has_failed(stack: ExitStack, tmp_path: Path) -> None:
     program = write_program(tmp_path / "gateway", EXIT_CODE=7)
-    scene = GatewayScene(stack, program)
+    scene = GatewayScene(stack, program, http=held_port(stack)[0])
     waiting = stack.enter_context(scene.connect_http())
     scene.wait(GatewayState.FAILED)
     with pytest.raises(ConnectionResetError):
         waiting.recv(1)
+    for ask in (scene.ask, scene.ask_http):
+        with pytest.raises(ConnectionRefusedError):
+            ask("hello")
     (tmp_path / "g").unlink()
     scene.tick()
     assert not (tmp_path / "g").exists(), "nobody would accept who connects there"
-    for ask in (scene.ask, scene.ask_http):
-        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
-            ask("hello")
     write_program(program)
     ended: list[str | None] = []
     scene.gateway.restart(scene.now(), ended.append)
@@ -140,11 +148,8 @@ def test_an_address_that_was_taken_while_the_gateway_had_failed_is_waited_for(
     stack: ExitStack, tmp_path: Path, taken: str
 ) -> None:
     program = write_program(tmp_path / "gateway")
-    # It has the same port, as SO_REUSEADDR allows while it does not listen.
-    other = stack.enter_context(socket.socket())
-    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    other.bind(("127.0.0.1", 0))
-    scene = GatewayScene(stack, program, http=f"127.0.0.1:{other.getsockname()[1]}")
+    address, other = held_port(stack)
+    scene = GatewayScene(stack, program, http=address)
     scene.wait(GatewayState.READY)
     write_program(program, EXIT_CODE=7)
     first = scene.pid()

@@ -324,6 +324,7 @@ def test_a_process_without_file_descriptors_is_told_so(
     ("endpoint", "where"),
     [
         *itertools.product(("ipc:///run/nowhere.sock", "tcp://127.0.0.1:1"), ("epoll", "pipe", "eventfd")),
+        ("tcp://127.0.0.1:1", "Context"),
         ("tcp://127.0.0.1:1", "connect"),
         ("tcp://127.0.0.1:1", "get_monitor_socket"),
     ],
@@ -333,9 +334,9 @@ def test_a_client_that_cannot_be_made_says_so_and_leaves_no_descriptor(
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         number = errno.EMFILE
-        raise zmq.ZMQError(number) if owner is zmq.Socket else OSError(number, os.strerror(number))
+        raise zmq.ZMQError(number) if owner in (zmq, zmq.Socket) else OSError(number, os.strerror(number))
 
-    owner = {"epoll": select, "pipe": os, "eventfd": os}.get(where, zmq.Socket)
+    owner = {"epoll": select, "pipe": os, "eventfd": os, "Context": zmq}.get(where, zmq.Socket)
     with leaving_no_descriptor(), monkeypatch.context() as patch:
         patch.setattr(owner, where, fail)
         with pytest.raises(Unavailable) as raised:

@@ -36,6 +36,10 @@ SCRAPE_S = 0.6
 """More than the half second for which the gateway has one answer for all who ask."""
 
 BENCH_S = 6
+
+FASTEST = 2 / 0.095
+"""Requests per second that both workers answer; two clients that wait for their answers are enough for it."""
+
 OUTSTANDING = (2, 4, 8)
 OK = 'multitower_requests_total{model="m",version="1",outcome="ok"}'
 EDGE = 0.1
@@ -120,11 +124,14 @@ def bench(daemon: Running, folder: Path, outstanding: int) -> dict[str, Any]:
     return step
 
 
-def rate_of(samples: list[tuple[float, float]]) -> float:
-    """The increase per second while a counter grew, without the first and the last scrapes of that time."""
+def rate_of(samples: list[tuple[float, float]]) -> tuple[float, float]:
+    """The increase per second while a counter grew, and for how many seconds that holds.
+
+    The first and the last scrapes of that time do not count.
+    """
     grew = [number for number in range(1, len(samples)) if samples[number][1] > samples[number - 1][1]]
     (began, first), (ended, last) = samples[grew[1]], samples[grew[-2]]
-    return (last - first) / (ended - began)
+    return (last - first) / (ended - began), ended - began
 
 
 def bucket_of(buckets: dict[float, float], share: float) -> tuple[float, float]:
@@ -149,8 +156,11 @@ def check(scraper: Prometheus, daemon: Running, client: Client, folder: Path, ou
     daemon.wait(lambda: buckets_of(scraper)[math.inf] >= counted)
     assert scraper.latest(OK) == counted == buckets_of(scraper)[math.inf]
     assert 0 <= counted - answered - step["answered"] <= outstanding, "those sent near the end of the time"
-    rate = rate_of([sample for sample in scraper.samples(OK) if sample[0] >= began])
-    assert rate == pytest.approx(step["requests_per_s"], rel=0.05)
+    rate, seconds = rate_of([sample for sample in scraper.samples(OK) if sample[0] >= began])
+    # Where other programs want the cores, clients are held up for a time, which may lie between the scrapes that count,
+    # or beside them. Without that, both rates are the fastest one.
+    held_up_s = max(0.0, BENCH_S - step["answered"] / FASTEST)
+    assert 0.95 * FASTEST * (1 - held_up_s / seconds) <= rate <= 1.05 * FASTEST
     grown = {edge: count - before[edge] for edge, count in buckets_of(scraper).items()}
     for percent in (50, 90, 99):
         seconds = step["latency_s"][f"p{percent}"]

@@ -66,6 +66,11 @@ def test_files_need_room(
     (log,) = request_log.findings(config)
     assert log.level is (Level.WARNING if cause else Level.OK)
     assert (cause or "can be written") in log.text
+    (tmp_path / "requests.log").touch()
+    (log,) = request_log.findings(config)
+    assert log.level is (Level.WARNING if cause and "full" in cause else Level.OK), (
+        "a file that is there needs no inode"
+    )
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "m"))  # what Python has chosen instead

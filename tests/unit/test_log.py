@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -179,14 +180,16 @@ class Disk(io.RawIOBase):
 
     def __init__(self) -> None:
         self.full = False
+        self.room = math.inf  # for so many writes
         self.written = b""
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any, /) -> int:
-        if self.full:
+        if self.full or not self.room:
             raise OSError(errno.ENOSPC, "No space left on device")
+        self.room -= 1
         self.written += bytes(data)
         return len(data)
 
@@ -214,6 +217,18 @@ def test_a_log_that_could_not_be_written_says_how_many_lines_may_be_missing(buff
     notice = "log could not be written: lines above may be missing"
     assert messages == ["before", "after", notice, "after", notice, "later"]
     assert [entry["lines"] for entry in entries if entry["message"] == notice] == [3, 3]
+
+
+def test_lines_stay_counted_until_the_notice_about_them_is_written() -> None:
+    disk = Disk()
+    file: Any = disk
+    handler = OutputHandler(LossyStream(file, "utf-8", write_through=True))
+    handler.setFormatter(JsonFormatter())
+    for room in (0, 0, 1, 2):  # in entries
+        disk.room = room
+        handler.handle(_entry("entry"))
+    entries = [json.loads(line) for line in disk.written.splitlines()]
+    assert [entry.get("lines") for entry in entries] == [None, None, 2]
 
 
 def test_a_writer_that_is_closed_leaves_logging_as_it_was() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from made_security import make_keys, make_security, write_certificate, write_principals, write_secret
 
+from multitower.supervisor import parts
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.loading import load
 from multitower.supervisor.config.principals import Role, read_principals
@@ -79,6 +80,19 @@ def test_a_daemon_that_runs_cannot_take_another_key_from_the_same_file(folder: P
     write_secret(folder / "other.key_secret", make_keys())
     assert unchangeable_keys(before, read(SECURITY.replace("server.", "other."))) == ["security.curve"]
     assert unchangeable_keys(before, read(LIST, "listen: ipc://front.sock")) == ["listen", "security.curve"]
+
+
+def test_a_key_that_is_replaced_while_the_daemon_starts_ends_the_start(folder: Path) -> None:
+    config = read(SECURITY)
+    assert config.security is not None
+    assert config.security.curve is not None
+    keys = parts._read_curve_keys(config)
+    assert keys is not None
+    assert keys.public == config.security.curve.public_key
+    (folder / "server.key_secret").unlink()
+    write_secret(folder / "server.key_secret", make_keys())
+    with pytest.raises(parts.StartError, match="got another key while the daemon started"):
+        parts._read_curve_keys(config)
 
 
 @pytest.mark.parametrize(

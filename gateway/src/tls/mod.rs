@@ -263,7 +263,7 @@ fn cause_of(error: &io::Error) -> String {
                     "the client's certificate is that of an authority, not of a client"
                 }
                 Some(webpki::Error::UnsupportedCertVersion) => {
-                    "the client's certificate has not version 3 of X.509: make one that has an extension"
+                    "the client's certificate is not of X.509 version 3: make one that has an extension"
                 }
                 _ => return format!("the client's certificate cannot be used: {other}"),
             };

@@ -101,7 +101,7 @@ async fn a_certificate_that_cannot_be_used_is_said_in_words() {
     let version = rustls::OtherError(Arc::new(webpki::Error::UnsupportedCertVersion));
     let error = rustls::Error::InvalidCertificate(rustls::CertificateError::Other(version));
     let cause = cause_of(&io::Error::other(error));
-    assert!(cause.starts_with("the client's certificate has not version 3 of X.509"), "{cause}");
+    assert!(cause.starts_with("the client's certificate is not of X.509 version 3"), "{cause}");
     assert_eq!(cause_of(&io::Error::other("broken")), "broken");
 }
 

@@ -29,7 +29,7 @@ def findings(config: Config) -> Iterator[Finding]:
         problem = "its folder cannot be written, so that it cannot be renamed when it is full"
     elif path.exists() and not os.access(path, os.W_OK):
         problem = "it cannot be written"
-    full = no_room(path.parent) or no_inodes(path.parent)
+    full = no_room(path.parent) or (None if path.exists() else no_inodes(path.parent))
     if problem is None and full is not None:
         yield Finding(SECTION, Level.WARNING, f"{path}: {full}; requests are served, and not logged", ADVICE)
     elif problem is None:
