@@ -1,7 +1,7 @@
 """CURVE keys: their form, Z85, and the files that hold them, in libzmq's certificate format.
 
-A key is 40 characters of Z85 (https://rfc.zeromq.org/spec/32). No message contains a text
-that was passed as a secret key, nor a key in place of a path.
+A key is 40 characters of Z85 (https://rfc.zeromq.org/spec/32). No message contains a text that was passed
+as a secret key, nor a key in place of a path.
 """
 
 from __future__ import annotations

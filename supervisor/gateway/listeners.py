@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import inf
 from typing import Any, Final
 
@@ -187,18 +187,19 @@ class GatewayListeners:
         try:
             resolved = self._resolve_at_start()
             for address in config.addresses:
-                self._bind_at_start(address, resolved.get(address, endpoint_of(address)))
+                endpoint = endpoint_of(address)
+                self._bind_at_start(address, resolved.get(endpoint, endpoint))
         except BaseException:
             self.close()
             raise
 
     def _resolve_at_start(self) -> Mapping[str, str | OSError]:
-        """Resolves the names in addresses; waits for at most `RESOLVE_S`."""
-        named = [address for address in self._config.addresses if has_name(endpoint_of(address))]
+        """Resolves the names in endpoints of addresses; waits for at most `RESOLVE_S`."""
+        named = [endpoint for endpoint in map(endpoint_of, self._config.addresses) if has_name(endpoint)]
         if not named:
             return {}
         try:
-            return call_within(RESOLVE_S, functools.partial(_resolve, named))
+            return call_within(RESOLVE_S, functools.partial(find_addresses, named))
         except TimeoutError:
             cause = NotBindableYetError(
                 f"its name was not resolved within {exact_duration(RESOLVE_S)}; does DNS answer?"
@@ -315,9 +316,3 @@ class GatewayListeners:
         for listener in self._bound.values():
             listener.close()
         self._bound.clear()
-
-
-def _resolve(addresses: Sequence[str]) -> dict[str, str | OSError]:
-    """Resolves the names in addresses, which may block; see `find_addresses`."""
-    found = find_addresses([endpoint_of(address) for address in addresses])
-    return {address: found[endpoint_of(address)] for address in addresses}
